@@ -1,0 +1,40 @@
+# The work of every day. `make demo` and `make test` are all that a fresh clone needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# pip, not uv: it honours locally provided wheels, and the version range keeps it from
+# fetching a CUDA build where a CPU one is at hand.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## install, generate with two overlapped stages and int8 KV, check parity
+	$(BIN)/lamella generate --stages 2 --mode overlapped --kv-dtype int8 --max-new-tokens 48
+	$(BIN)/lamella parity --stages 2 --mode overlapped --kv-dtype int8
+
+test: $(VENV)/.installed-dev  ## install what is needed and run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev  ## the decode benchmark against transformers (minutes, and 8 GB of memory)
+	$(BIN)/python -m tests.bench.decode
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

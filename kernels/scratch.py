@@ -1,0 +1,29 @@
+"""Buffers that grow and are used again, one set a thread.
+
+A fresh tensor of megabytes costs a page fault every 4 KB when it is first written, several times
+what filling it costs. A buffer lives as long as its thread and holds the largest size asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_local = threading.local()
+
+
+def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised CPU tensor, valid until this thread asks for the same name and dtype again."""
+    buffers: dict[tuple[str, torch.dtype], Tensor] | None = getattr(_local, "buffers", None)
+    if buffers is None:
+        buffers = _local.buffers = {}
+    numel = math.prod(shape)
+    buffer = buffers.get((name, dtype))
+    if buffer is None or buffer.numel() < numel:
+        buffers.pop((name, dtype), None)  # freed before the larger one is made
+        buffer = buffers[name, dtype] = torch.empty(numel, dtype=dtype)
+    return buffer[:numel].view(shape)

@@ -1,0 +1,332 @@
+"""A stage: some consecutive layers of a Llama, with the embedding and the head if it has the ends.
+
+A stage knows nothing of other stages. It takes tokens or a hidden state, appends to its own KV
+cache and returns the float32 residual stream, so a model cut anywhere computes what the whole does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+
+from kernels.dispatch import resolve_impl
+from kernels.errors import InvalidInputError
+from kernels.layout import KVLayout
+from kernels.linear import PackedLinear
+from kernels.logits import greedy, logits
+from model.cache import PagedBatch, PagedKVCache
+from model.config import LlamaConfig
+from model.layers import decoder_layer
+from model.rope import RopeTable
+from model.stage_weights import StageWeights, load_stage_weights, resolve_dtype, resolve_kv_dtype
+from model.weights import WeightSource
+
+Progress = Callable[[str, int], None]
+"""Called with a tensor's name and its bytes in the checkpoint, after it is loaded."""
+
+
+class DecodeRow(NamedTuple):
+    """One sequence of a decode batch: its next token and that token's position."""
+
+    id: str
+    token: int
+    pos: int
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Which part of a model a stage holds: a half-open layer range and the two ends."""
+
+    layers: range
+    embed: bool
+    head: bool
+
+    def validate(self, config: LlamaConfig) -> None:
+        """Raise `InvalidInputError` unless the range is a non-empty part of the model."""
+        start, stop = self.layers.start, self.layers.stop
+        if self.layers.step != 1 or start < 0 or stop <= start or stop > config.num_hidden_layers:
+            raise InvalidInputError(
+                f"stage layers {start}..{stop} are not a non-empty range of the model's "
+                f"{config.num_hidden_layers} layers"
+            )
+
+
+def default_kv_tokens(max_seq_len: int) -> int:
+    """Tokens that a stage's pools hold unless told: 32 sequences, at most 64 Ki tokens in all."""
+    return max(max_seq_len, min(32 * max_seq_len, 65536))
+
+
+class LlamaStage:
+    """Layers `spec.layers` of a model with their paged KV cache.
+
+    All calls of one stage must come from one thread at a time. Every operation is atomic: if it
+    raises, the stage's cache is as before.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        spec: StageSpec,
+        weights: StageWeights,
+        cache: PagedKVCache,
+        rope: RopeTable,
+        impl: str,
+    ) -> None:
+        self.config = config
+        self.spec = spec
+        self.weights = weights
+        self.cache = cache
+        self.impl = impl
+        self._rope = rope
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: WeightSource | str | PathLike[str],
+        spec: StageSpec,
+        *,
+        impl: str = "auto",
+        device: torch.device | str = "cpu",
+        dtype: str = "auto",
+        kv_dtype: str = "auto",
+        block_size: int = 16,
+        kv_tokens: int | None = None,
+        max_seq_len: int | None = None,
+        progress: Progress | None = None,
+    ) -> LlamaStage:
+        """Read one stage's own tensors and build it.
+
+        Args:
+            checkpoint: a folder in Hugging Face format, or an opened weight source.
+            spec: the part of the model to load.
+            impl: "auto" (CUDA: triton, CPU: cpu), "triton", "cpu" or "reference".
+            device: where weights and cache live.
+            dtype: of the weights: "auto" (the checkpoint's; float16 becomes float32 under "cpu",
+                which has no fast float16 product), "fp32", "fp16" or "bf16".
+            kv_dtype: "auto" (the checkpoint's), "fp32", "fp16", "bf16" or "int8".
+            block_size: tokens per cache block.
+            kv_tokens: tokens that the pools hold, over all sequences; rounded up to blocks.
+            max_seq_len: most positions of one sequence, at most (and by default) the model's
+                `max_position_embeddings`, times the factor for dynamic RoPE scaling.
+            progress: told of every tensor read.
+
+        Raises:
+            CheckpointError: something is wrong with the files.
+            InvalidInputError: an argument is out of range.
+            UnsupportedError: the implementation cannot be had here.
+        """
+        source = _open(checkpoint)
+        config = source.config
+        spec.validate(config)
+        device = torch.device(device)
+        impl = resolve_impl(impl, device)
+        limit = config.max_seq_len
+        if max_seq_len is None:
+            max_seq_len = limit
+        elif not 1 <= max_seq_len <= limit:
+            raise InvalidInputError(
+                f"max_seq_len is {max_seq_len}, expected 1 to {limit}, the model's positions"
+            )
+        if block_size < 1:
+            raise InvalidInputError(f"block_size is {block_size}, expected at least 1")
+        if kv_tokens is None:
+            kv_tokens = default_kv_tokens(max_seq_len)
+        elif kv_tokens < 1:
+            raise InvalidInputError(f"kv_tokens is {kv_tokens}, expected at least 1")
+        layout = KVLayout(
+            resolve_kv_dtype(kv_dtype, source.dtype),
+            block_size,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        weights = load_stage_weights(
+            source,
+            spec.layers,
+            embed=spec.embed,
+            head=spec.head,
+            dtype=resolve_dtype(dtype, source.dtype, impl),
+            device=device,
+            impl=impl,
+            progress=progress,
+        )
+        cache = PagedKVCache(
+            layout, len(spec.layers), -(-kv_tokens // block_size), max_seq_len, device
+        )
+        rope = RopeTable.build(config, max_seq_len, device)
+        return cls(config, spec, weights, cache, rope, impl)
+
+    def __repr__(self) -> str:
+        ends = "".join(
+            f", {name}" for name, has in (("embed", self.spec.embed), ("head", self.spec.head)) if has
+        )
+        return (
+            f"LlamaStage(layers={self.spec.layers.start}-{self.spec.layers.stop - 1}{ends}, "
+            f"impl={self.impl}, device={self.device}, kv={self.layout.dtype})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stage computes."""
+        return self.cache.device
+
+    @property
+    def layout(self) -> KVLayout:
+        """Layout of the KV pools."""
+        return self.cache.layout
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights; tied embeddings held at both ends count once."""
+        return self.weights.nbytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV pools."""
+        return self.cache.nbytes
+
+    @torch.inference_mode()
+    def prefill_tokens(self, seq_id: str, tokens: Sequence[int]) -> torch.Tensor:
+        """Append tokens to a sequence; its residual stream, [T, H] float32. First stage only."""
+        self._check_tokens(tokens)
+        with self.cache.append([(seq_id, len(tokens))]) as batch:
+            return self._layers(self._embed(tokens), batch)
+
+    @torch.inference_mode()
+    def prefill_hidden(self, seq_id: str, hidden: torch.Tensor) -> torch.Tensor:
+        """Append the tokens behind `hidden` [T, H] float32; the new residual stream, same shape."""
+        self._check_hidden(hidden, None)
+        with self.cache.append([(seq_id, hidden.shape[0])]) as batch:
+            return self._layers(hidden, batch)
+
+    @torch.inference_mode()
+    def decode_tokens(self, batch: Sequence[DecodeRow]) -> torch.Tensor:
+        """One token for each of B sequences; the residual stream, [B, H] float32. First stage only.
+
+        Raises:
+            InvalidInputError: a token outside the vocabulary, a position that is not its
+                sequence's length, or a sequence named twice.
+            CapacityError: too few free blocks, or a sequence at its end.
+        """
+        tokens = [row[1] for row in batch]
+        self._check_tokens(tokens)
+        self._check_positions(batch)
+        with self.cache.append([(row[0], 1) for row in batch]) as paged:
+            return self._layers(self._embed(tokens), paged)
+
+    @torch.inference_mode()
+    def decode_hidden(self, batch: Sequence[DecodeRow], hidden: torch.Tensor) -> torch.Tensor:
+        """As `decode_tokens` for a later stage: `hidden` [B, H] float32 comes from the one before."""
+        self._check_hidden(hidden, len(batch))
+        self._check_positions(batch)
+        with self.cache.append([(row[0], 1) for row in batch]) as paged:
+            return self._layers(hidden, paged)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final norm and head over a residual stream [N, H]: [N, V] float32. Last stage only."""
+        self._check_hidden(hidden, None)
+        norm, head = self._require_head()
+        return logits(hidden, norm, self.config.rms_norm_eps, head, impl=self.impl)
+
+    @torch.inference_mode()
+    def greedy(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Most likely next tokens of a residual stream [N, H]: [N] int64, ties to the lowest id."""
+        self._check_hidden(hidden, None)
+        norm, head = self._require_head()
+        return greedy(hidden, norm, self.config.rms_norm_eps, head, impl=self.impl)
+
+    def prepare(self, seq_id: str, max_tokens: int) -> None:
+        """Reserve cache blocks for `max_tokens` positions; see `PagedKVCache.prepare`."""
+        self.cache.prepare(seq_id, max_tokens)
+
+    def cache_len(self, seq_id: str) -> int:
+        """Committed tokens of a sequence; 0 if unknown."""
+        return self.cache.cache_len(seq_id)
+
+    def kv_capacity(self) -> int:
+        """Most positions that one sequence can hold."""
+        return self.cache.kv_capacity
+
+    def truncate(self, seq_id: str, new_len: int) -> None:
+        """Shorten a sequence; an unknown one is left alone."""
+        self.cache.truncate(seq_id, new_len)
+
+    def release(self, seq_id: str) -> None:
+        """Forget a sequence; an unknown one is left alone."""
+        self.cache.release(seq_id)
+
+    def reset(self) -> None:
+        """Forget every sequence."""
+        self.cache.reset()
+
+    def check_append(self, requests: Sequence[tuple[str, int]]) -> None:
+        """Raise if the cache cannot take these tokens; see `PagedKVCache.check_append`."""
+        self.cache.check_append(requests)
+
+    def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        if self.weights.embed is None:
+            raise InvalidInputError(f"{self!r} has no embedding, it takes hidden states")
+        ids = torch.tensor(tokens, dtype=torch.int64, device=self.device)
+        return self.weights.embed(ids)
+
+    def _layers(self, hidden: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        rope = self._rope.rows(batch.positions, batch.token_kv_len)
+        for local, source_layer in enumerate(self.spec.layers):
+            hidden = decoder_layer(
+                hidden,
+                self.weights.layers[local],
+                self.cache.pools[local],
+                batch,
+                rope,
+                self.config,
+                self.config.window(source_layer),
+                self.impl,
+            )
+        return hidden
+
+    def _require_head(self) -> tuple[torch.Tensor, PackedLinear]:
+        if self.weights.head is None or self.weights.final_norm is None:
+            raise InvalidInputError(f"{self!r} has no head, it gives hidden states")
+        return self.weights.final_norm, self.weights.head
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise InvalidInputError("no tokens: a call needs at least one")
+        vocab = self.config.vocab_size
+        if min(tokens) < 0 or max(tokens) >= vocab:
+            bad = next(token for token in tokens if not 0 <= token < vocab)
+            raise InvalidInputError(f"token id {bad} is outside the vocabulary of {vocab}")
+
+    def _check_positions(self, batch: Sequence[DecodeRow]) -> None:
+        for seq_id, _, pos in batch:
+            length = self.cache.cache_len(seq_id)
+            if pos != length:
+                raise InvalidInputError(
+                    f"sequence {seq_id!r} is at length {length}, got a token for position {pos}"
+                )
+
+    def _check_hidden(self, hidden: torch.Tensor, rows: int | None) -> None:
+        expected = ("rows" if rows is None else rows, self.config.hidden_size)
+        if (
+            hidden.ndim != 2
+            or hidden.shape[1] != self.config.hidden_size
+            or (hidden.shape[0] != rows if rows is not None else not hidden.shape[0])
+            or hidden.dtype != torch.float32
+            or hidden.device.type != self.device.type
+        ):
+            raise InvalidInputError(
+                f"hidden is {list(hidden.shape)} {hidden.dtype} on {hidden.device}, expected "
+                f"[{expected[0]}, {expected[1]}] torch.float32 on {self.device}"
+            )
+
+
+def _open(checkpoint: WeightSource | str | PathLike[str]) -> WeightSource:
+    if isinstance(checkpoint, str | PathLike):
+        from model.checkpoint import Checkpoint
+
+        return Checkpoint.open(checkpoint)
+    return checkpoint

@@ -1,0 +1,120 @@
+"""The README's tables of figures, made from the recorded runs in `results/`.
+
+`python -m tests.bench.report` rewrites the tables between the README's `<!-- figures:NAME -->`
+markers; `--check` only says whether they are up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
+MARKER = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict[str, Any]:
+    """A recorded run."""
+    report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return report
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def provenance(report: dict[str, Any]) -> str:
+    """Where and with what a run was recorded."""
+    where = report["environment"]
+    packages = where["packages"]
+    versions = ", ".join(
+        f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)
+    )
+    return (
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} thread(s) a stage, "
+        f"{versions}, Python {where['python']}, commit {where['commit']}, {where['date']}."
+    )
+
+
+def decode_figures() -> str:
+    """Decode and prefill against transformers."""
+    report = load("decode")
+    rows = [
+        [
+            f"{row['model']}, batch {row['batch']}",
+            f"{row['decode_tokens_per_s']:.1f}",
+            f"{row['transformers_decode_tokens_per_s']:.1f}",
+            f"**{row['decode_ratio']:.2f}x**",
+            f"{row['prefill_tokens_per_s']:.0f}",
+            f"{row['prefill_ratio']:.2f}x",
+        ]
+        for row in report["rows"]
+    ]
+    head = ["", "decode tokens/s", "transformers", "ratio", "prefill tokens/s", "ratio"]
+    return f"{table(head, rows)}\n\n`python -m tests.bench.decode`: {provenance(report)}"
+
+
+def overlap_figures() -> str:
+    """Overlapped stages against the same stages in turn."""
+    report = load("overlap")
+    rows = [
+        [
+            str(row["batch"]),
+            f"{row['batch_mode_step_ms']:.0f}",
+            f"{row['overlapped_step_ms']:.0f}",
+            f"**{row['speedup']:.2f}x**",
+            f"{row['predicted_speedup']:.2f}x",
+            f"{row['share_of_prediction']:.2f}",
+        ]
+        for row in report["rows"]
+    ]
+    head = ["batch", "in turn, ms", "overlapped, ms", "speed-up", "predicted", "reached of it"]
+    return f"{table(head, rows)}\n\n`python -m tests.bench.overlap`: {provenance(report)}"
+
+
+def load_figures() -> str:
+    """Peak memory of loading a stage."""
+    report = load("load_memory")
+    rows = [
+        [
+            f"{row['stage']} (layers {row['layers']})",
+            f"{row['checkpoint_bytes'] / 1e6:.0f}",
+            f"{row['peak_over_bare_bytes'] / 1e6:.0f}",
+            f"**{row['peak_ratio']:.2f}x**",
+        ]
+        for row in report["rows"]
+    ]
+    head = ["stage", "weights, MB", "peak over the bare process, MB", "ratio"]
+    return f"{table(head, rows)}\n\n`python -m tests.bench.load_memory`: {provenance(report)}"
+
+
+FIGURES = {"decode": decode_figures, "overlap": overlap_figures, "load": load_figures}
+
+
+def render(text: str) -> str:
+    """The README with every marked table made anew."""
+    return MARKER.sub(lambda m: f"{m[1]}{FIGURES[m[2]]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    """Rewrite or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    new = render(old)
+    if check:
+        sys.exit(0 if old == new else "README.md: figures differ from tests/bench/results")
+    readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
