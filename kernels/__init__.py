@@ -1,4 +1,4 @@
-"""Operators of a split Llama: each with a plain-torch reference, a fast CPU path and, later, Triton.
+"""Operators of a split Llama: each with a plain-torch reference and a fast CPU path.
 
 Importing this package loads neither torch nor Triton and reads nothing from the environment:
 public names and operator folders resolve on first use.

@@ -37,22 +37,29 @@ class Verdict:
         return self.max_error <= self.max_budget and self.mean_error <= self.mean_budget
 
 
-def judge(output: str, actual: Tensor, reference: Tensor, oracle: Tensor, budget: Budget) -> Verdict:
+def judge(
+    output: str, actual: Tensor, reference: Tensor, oracle: Tensor, budget: Budget
+) -> Verdict:
     """Compare an output with the float64 `oracle`; integer outputs must be equal."""
     if not actual.is_floating_point():
         wrong = (actual != oracle).double()
         return Verdict(output, float(wrong.sum()), 0.0, float(wrong.sum()), 0.0)
-    if actual.shape != oracle.shape or actual.numel() == 0:
-        error = 0.0 if actual.shape == oracle.shape else float("nan")
-        return Verdict(output, error, 0.0, error, 0.0)
+    if actual.shape != oracle.shape:
+        return Verdict(output, float("nan"), 0.0, float("nan"), 0.0)
+    if actual.numel() == 0:
+        return Verdict(output, 0.0, 0.0, 0.0, 0.0)
     exact = oracle.double()
     error, baseline = ((x.double() - exact).abs() for x in (actual, reference))
     # Even a perfect result is rounded once: half a unit in the last place of its dtype.
     half_ulp = torch.finfo(actual.dtype).eps / 2
     return Verdict(
         output,
-        float(error.max()),
-        max(budget.max_factor * float(baseline.max()), half_ulp * float(exact.abs().max())),
-        float(error.mean()),
-        max(budget.mean_factor * float(baseline.mean()), half_ulp * float(exact.abs().mean())),
+        max_error=float(error.max()),
+        max_budget=max(
+            budget.max_factor * float(baseline.max()), half_ulp * float(exact.abs().max())
+        ),
+        mean_error=float(error.mean()),
+        mean_budget=max(
+            budget.mean_factor * float(baseline.mean()), half_ulp * float(exact.abs().mean())
+        ),
     )

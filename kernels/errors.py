@@ -1,4 +1,4 @@
-"""The errors that users meet; every one derives from `LamellaError`, so one `except` catches them."""
+"""The errors that users meet; all derive from `LamellaError`, so one `except` catches them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     Codes are computed with the scale as stored. A row of zeros, or one so small that its scale
     underflows to zero, gives zero codes and scale zero: no finite input gives a NaN.
     """
-    scale = (x.abs().amax(-1) / INT8_MAX).to(torch.float32)
+    scale = (x.abs().amax(dim=-1) / INT8_MAX).to(torch.float32)
     divisor = torch.where(scale > 0, scale, 1.0).unsqueeze(-1)
     # A subnormal scale is coarse, so that the quotient may pass 127: hence the clamp.
     codes = (x / divisor).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)

@@ -13,17 +13,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_local = threading.local()
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.by_key: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_buffers = _Buffers()
 
 
 def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised CPU tensor, valid until this thread asks for the same name and dtype again."""
-    buffers: dict[tuple[str, torch.dtype], Tensor] | None = getattr(_local, "buffers", None)
-    if buffers is None:
-        buffers = _local.buffers = {}
-    numel = math.prod(shape)
+    """An uninitialised CPU tensor, until this thread asks for the same name and dtype again."""
+    buffers, numel = _buffers.by_key, math.prod(shape)
     buffer = buffers.get((name, dtype))
     if buffer is None or buffer.numel() < numel:
         buffers.pop((name, dtype), None)  # freed before the larger one is made
         buffer = buffers[name, dtype] = torch.empty(numel, dtype=dtype)
     return buffer[:numel].view(shape)
+
+
+def clear() -> None:
+    """Free this thread's buffers."""
+    _buffers.by_key.clear()

@@ -1,4 +1,4 @@
-"""Checks shared by the public functions: of shapes and dtypes only, so that none waits for a device."""
+"""Checks of the public functions: of shapes and dtypes only, so that none waits for a device."""
 
 from __future__ import annotations
 

@@ -47,9 +47,10 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map of tensor names to files")
+    # every name is checked before any file is touched
+    files = {file_name: _inside(folder, file_name) for file_name in _file_names(folder, weight_map)}
     tensors: dict[str, StoredTensor] = {}
-    for file_name in dict.fromkeys(weight_map.values()):
-        file = _inside(folder, file_name)
+    for file_name, file in files.items():
         for name, tensor in _read_header(file).items():
             if weight_map.get(name) != file_name:
                 raise CheckpointError(
@@ -63,15 +64,26 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _inside(folder: Path, file_name: object) -> Path:
+def _file_names(folder: Path, weight_map: dict[str, object]) -> list[str]:
+    """Each file that an index names, once."""
+    names: dict[str, None] = {}
+    for file_name in weight_map.values():
+        if not isinstance(file_name, str) or not file_name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{folder / INDEX} names the file {file_name!r}, expected the name of a "
+                ".safetensors file"
+            )
+        names[file_name] = None
+    return list(names)
+
+
+def _inside(folder: Path, file_name: str) -> Path:
     """The path of a file that an index names; it must lie in the checkpoint's own folder.
 
     A Hugging Face cache keeps its snapshots as links into a folder `blobs` beside them, which
     counts as inside.
     """
     where = f"{folder / INDEX} names the file {file_name!r}"
-    if not isinstance(file_name, str) or not file_name.endswith(".safetensors"):
-        raise CheckpointError(f"{where}, expected the name of a .safetensors file")
     name = PurePath(file_name)
     if name.is_absolute() or ".." in name.parts:
         raise CheckpointError(f"{where}, which is outside the checkpoint's folder")

@@ -37,9 +37,9 @@ _HARMLESS = """
 # A field of another name that has one of these in it speaks of the architecture: to ignore it
 # would compute something else than the model's authors did.
 _ARCHITECTURAL = """
-    activation attention attn alibi altup bias cross_ expert ffn head hidden layer lora logit mixture
-    mlp moe mtp multiplier norm parallel position pruned quant rank residual rope rotary router
-    scale scaling shared sink softcap sparse vision window
+    activation attention attn alibi altup bias cross_ expert ffn head hidden layer lora logit
+    mixture mlp moe mtp multiplier norm parallel position pruned quant rank residual rope rotary
+    router scale scaling shared sink softcap sparse vision window
 """
 
 

@@ -142,4 +142,3 @@ def _flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
             f"{source} is {dict(params)!r}: rope that differs by layer type is not supported"
         )
     return dict(nested[0])
-

@@ -14,9 +14,8 @@ from torch import Tensor
 
 # Padded lengths: steps of 16 up to 128, then four a power of two, at most a quarter too long.
 _LENGTHS = torch.tensor(
-    [*range(16, 128, 16), *(base * part // 4 for e in range(7, 31) for base in [1 << e] for part in range(4, 8))]
+    [*range(16, 128, 16), *(part << (power - 2) for power in range(7, 31) for part in range(4, 8))]
 )
-_PLANS_KEPT = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +23,9 @@ class DecodeGroup:
     """R sequences with one query each and tokens padded to the same number L."""
 
     rows: Tensor | None  # int64 [R]: rows of q; None: all of them, in order
-    slots: Tensor  # int64 [R * L]: tokens in the pool; padding repeats the row's last token
+    slots: Tensor  # int64 [R, L]: tokens in the pool; padding repeats the row's last token
     length: int  # L
-    padding: Tensor | None  # bool [R, 1, 1, L]: True where padded; None: nowhere
+    mask: Tensor | None  # float32 [R, 1, 1, L]: -inf where padded, else 0; None: no padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +45,7 @@ class Plan:
 
     groups: tuple[DecodeGroup, ...]
     prefill: tuple[PrefillRow, ...]
+    total: int  # rows of q
     covers_all: bool  # every row of q is written
 
 
@@ -92,7 +92,7 @@ def _make_plan(
         if (row := _prefill_row(b, starts, lengths, block_table, block_size, window))
     )
     covered = int(single.sum()) + sum(row.stop - row.start for row in prefill)
-    return Plan(groups, prefill, covered == total)
+    return Plan(groups, prefill, total, covered == total)
 
 
 def _decode_groups(
@@ -116,19 +116,23 @@ def _decode_groups(
         column = torch.arange(length)
         position = (lengths[members].unsqueeze(1) - seen) + torch.minimum(column, seen - 1)
         blocks = block_table[members].gather(1, position // block_size)
-        slots = blocks * block_size + position % block_size  # [R, L]
+        slots = blocks.long() * block_size + position % block_size  # [R, L]
         padding = column >= seen  # [R, L]
         rows = starts[members]
         everything = len(members) == total and torch.equal(rows, torch.arange(total))
         groups.append(
             DecodeGroup(
                 None if everything else rows,
-                slots.flatten(),
+                slots,
                 length,
-                padding[:, None, None, :] if bool(padding.any()) else None,
+                _mask(padding) if bool(padding.any()) else None,
             )
         )
     return tuple(groups)
+
+
+def _mask(hidden: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None, :]
 
 
 def _prefill_row(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.layout import KVPool
 from kernels.quantization import dequantize
+from kernels.validation import fail
 
 
 def attention(
@@ -27,6 +28,8 @@ def attention(
     scale = q.shape[2] ** -0.5 if scale is None else scale
     out = torch.zeros_like(q)
     starts = query_start.tolist()
+    if starts[-1] != q.shape[0]:
+        raise fail("attention", "query_start[-1]", starts[-1], f"{q.shape[0]}, the rows of q")
     for b, length in enumerate(kv_len.tolist()):
         rows = slice(starts[b], starts[b + 1])
         n = starts[b + 1] - starts[b]

@@ -36,6 +36,9 @@ class RowReader:
 
     def rows(self, ids: Tensor) -> Tensor:
         """ids int64 [T] -> [T, K], a copy. Raises `IndexError` for an id that is no row."""
+        count = self.blocked.shape[0]
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+            raise IndexError(f"row ids are {ids.tolist()}; expected 0 to {count - 1}")
         starts = self.row_offsets[ids % self.period]
         starts += (ids // self.period) * self.period_stride
         return self.memory.take(starts.unsqueeze(1) + self.column_offsets)

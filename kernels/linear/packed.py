@@ -13,8 +13,13 @@ from torch import Tensor
 class PackedWeight(Protocol):
     """A matrix [N, K] in the form that one implementation multiplies fastest with."""
 
-    kind: str
-    rows_shared: bool
+    @property
+    def kind(self) -> str:
+        """Name of the form."""
+
+    @property
+    def rows_shared(self) -> bool:
+        """Whether `rows` needs no second copy of the matrix."""
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +80,7 @@ class PackedLinear:
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight matrix: ids int64 [T] -> [T, in_features], a copy.
 
-        Raises `UnsupportedError` where the weights are kept in a form that only
-        `pack(..., keep_rows=True)` makes readable.
+        Raises `IndexError` for an id that is no row, `UnsupportedError` where the weights are kept
+        in a form that only `pack(..., keep_rows=True)` makes readable.
         """
         return self.weight.rows(ids)

@@ -1,4 +1,4 @@
-"""RMSNorm (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467), with an optional residual."""
+"""RMSNorm (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467), residual included."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.scratch import scratch
+
 
 def rms_norm(
     x: Tensor,
@@ -19,8 +21,10 @@ def rms_norm(
     s = x.to(compute)
     if residual is not None:
         s = torch.add(s, residual).to(compute)
-    # One pass for the norm: x.square().mean() would write the squares out first.
-    norm = torch.linalg.vector_norm(s, dim=-1, keepdim=True)  # [T, 1]
-    scale = norm.square_().div_(x.shape[1]).add_(eps).rsqrt_()
-    y = torch.mul(s, scale).mul_(weight).to(out_dtype or x.dtype)
+    # One buffer for the squares, then for the product: a fresh one would cost page faults. The
+    # mean's pairwise sums are twice as exact here as torch.linalg.vector_norm's chains.
+    buffer = scratch("rms_norm", s.shape, compute)
+    scale = torch.mul(s, s, out=buffer).mean(dim=-1, keepdim=True).add_(eps).rsqrt_()  # [T, 1]
+    torch.mul(s, scale, out=buffer).mul_(weight)
+    y = buffer.to(out_dtype or x.dtype, copy=True)
     return y if residual is None else (y, s)

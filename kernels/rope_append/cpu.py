@@ -1,4 +1,4 @@
-"""RoPE and cache write on the CPU: few calls, each over all heads."""
+"""RoPE and cache write on the CPU: all heads of q and k are rotated by the same few calls."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from torch import Tensor
 
 from kernels.layout import KVPool
 from kernels.quantization import quantize
+from kernels.scratch import scratch
+
+# Tokens at a time: their float32 heads stay in the cache from one pass to the next.
+_TOKENS = 128
 
 
 def rope_append(
@@ -24,37 +28,66 @@ def rope_append(
     interleaved: bool = False,
 ) -> Tensor:
     """See `kernels.rope_append.rope_append`."""
+    out = torch.empty_like(q)
+    for begin in range(0, q.shape[0], _TOKENS):
+        tensors: tuple[Tensor, ...] = (q, k, v, cos, sin, slot_mapping, out)
+        if q.shape[0] > _TOKENS:
+            tensors = tuple(tensor[begin : begin + _TOKENS] for tensor in tensors)
+        _append(*tensors, pool, q_norm, k_norm, eps, interleaved)
+    return out
+
+
+def _append(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    out: Tensor,
+    pool: KVPool,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> None:
     compute = torch.promote_types(q.dtype, torch.float32)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # [T, 1, D/2]
-    rotated_k = _rotate(_norm(k.to(compute), k_norm, eps), cos, sin, interleaved)
-    _store(rotated_k, pool.k, pool.k_scale, slot_mapping)
-    _store(v, pool.v, pool.v_scale, slot_mapping)
-    return _rotate(_norm(q.to(compute), q_norm, eps), cos, sin, interleaved).to(q.dtype)
+    tokens, q_heads, dim = q.shape
+    rotating = q_heads + k.shape[1]
+    shape = (tokens, rotating + k.shape[1], dim)
+    before = scratch("rope_append before", shape, compute)  # heads of q, then k, then v
+    after = scratch("rope_append after", shape, compute)
+    before[:, :q_heads] = q if q_norm is None else _norm(q.to(compute), q_norm, eps)
+    before[:, q_heads:rotating] = k if k_norm is None else _norm(k.to(compute), k_norm, eps)
+    after[:, rotating:] = v
+    _rotate(before[:, :rotating], cos, sin, interleaved, after[:, :rotating])
+    out.copy_(after[:, :q_heads])
+    _store(after[:, q_heads:], pool, slots)
 
 
-def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if weight is None:
-        return x
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [T, h, 1]
-    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    scale = x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()  # [T, h, 1]
     return torch.mul(x, scale).mul_(weight)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype)
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, out: Tensor) -> None:
+    """x [T, h, D] and the angles' cos, sin [T, D/2] -> out [T, h, D]."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if interleaved:
         a, b, out_a, out_b = x[..., 0::2], x[..., 1::2], out[..., 0::2], out[..., 1::2]
     else:
         (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=out_b).addcmul_(a, sin)
-    return out
 
 
-def _store(x: Tensor, pool: Tensor, pool_scale: Tensor | None, slot_mapping: Tensor) -> None:
-    if pool_scale is None:
-        pool.flatten(0, 1).index_copy_(0, slot_mapping, x.to(pool.dtype))
-        return
-    codes, scale = quantize(x.to(torch.promote_types(x.dtype, torch.float32)))
-    pool.flatten(0, 1).index_copy_(0, slot_mapping, codes)
-    pool_scale.flatten(0, 1).index_copy_(0, slot_mapping, scale)
+def _store(kv: Tensor, pool: KVPool, slots: Tensor) -> None:
+    """Write kv [T, 2 * Hkv, D], K's heads first, to the pool's `slots` [T]."""
+    if pool.k_scale is None or pool.v_scale is None:
+        values = kv.to(pool.k.dtype)
+    else:
+        values, scale = quantize(kv)
+        for scales, half in zip((pool.k_scale, pool.v_scale), scale.chunk(2, dim=1), strict=True):
+            scales.flatten(0, 1).index_copy_(0, slots, half)
+    for tokens, half in zip((pool.k, pool.v), values.chunk(2, dim=1), strict=True):
+        tokens.flatten(0, 1).index_copy_(0, slots, half)

@@ -1,0 +1,70 @@
+"""Registry entry of `decode_mlp`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from kernels.case_inputs import DTYPES, Case, Inputs, Random
+from kernels.decode_mlp import decode_mlp, pack
+from kernels.linear.cases import ONEDNN_FLOAT32
+from kernels.op import Op
+
+
+def _case(b: int, h: int, i: int, dtype: str, bench: bool = False) -> Case:
+    return Case(f"B{b}-H{h}-I{i}-{dtype}", {"b": b, "h": h, "i": i, "dtype": dtype}, bench)
+
+
+CASES = (
+    *(
+        _case(b, h, i, dtype)
+        for dtype in ("fp32", "bf16", "fp16")
+        for b, h, i in ((1, 64, 176), (3, 97, 130), (16, 200, 33), (2, 128, 512))
+    ),
+    *(_case(b, 2048, 8192, "bf16", bench=True) for b in (1, 4, 16, 32)),
+)
+
+
+def make_inputs(case: Case, device: str = "cpu", draw: int = 0) -> Inputs:
+    """x is the float32 stream; the weights have the case's dtype."""
+    p, random = case.params, Random(case, device, draw)
+    h, i, dtype = p["h"], p["i"], DTYPES[p["dtype"]]
+    return {
+        "x": random.normal(p["b"], h),
+        "norm_weight": random.normal(h) + 1,
+        "gate_up": random.normal(2 * i, h, dtype=dtype, std=h**-0.5),
+        "down": random.normal(h, i, dtype=dtype, std=i**-0.5),
+    }
+
+
+def _bind(inputs: Inputs, impl: str) -> Callable[[], Any]:
+    mlp = pack(inputs["gate_up"], inputs["down"], impl=impl)
+    return lambda: decode_mlp(inputs["x"], inputs["norm_weight"], 1e-5, mlp, impl=impl)
+
+
+def _collect(inputs: Inputs, raw: Any) -> dict[str, Tensor]:
+    return {"out": raw}
+
+
+def _flops(case: Case) -> int:
+    b, h, i = (int(case.params[name]) for name in "bhi")
+    return b * (6 * h * i + 5 * h + 4 * i)
+
+
+def _bytes(case: Case) -> int:
+    b, h, i = (int(case.params[name]) for name in "bhi")
+    return 3 * h * i * DTYPES[case.params["dtype"]].itemsize + 8 * b * h + 4 * h
+
+
+DECODE_MLP = Op(
+    "decode_mlp",
+    CASES,
+    make_inputs,
+    _bind,
+    _collect,
+    _flops,
+    _bytes,
+    wider_budgets=ONEDNN_FLOAT32,
+)

@@ -1,0 +1,89 @@
+"""`lamella eval`: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.errors import blaming
+from pipeline.cli.grouping import command
+from pipeline.cli.options import (
+    ComputeOptions,
+    ModelOptions,
+    OutputOptions,
+    PrecisionOptions,
+    ProgressOptions,
+    SplitOptions,
+)
+from pipeline.cli.sizes import seconds_text
+from pipeline.cli.values import count
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.perplexity import PerplexityResult
+
+
+@command
+def evaluate(
+    text_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", hidden=True),
+    ] = None,
+    window: Annotated[
+        int | None,
+        count(
+            "--window",
+            "-w",
+            help="Tokens fed at once; windows do not overlap. [dim]Default: 512, or the "
+            "longest sequence if that is less.[/]",
+            rich_help_panel="Text",
+        ),
+    ] = None,
+    *,
+    model: ModelOptions,
+    split: SplitOptions,
+    compute: ComputeOptions,
+    precision: PrecisionOptions,
+    output: OutputOptions,
+    progress: ProgressOptions,
+) -> None:
+    """Measure the perplexity of a text: exp of the mean negative log likelihood of its tokens.
+
+    The text is FILE, or standard input for "-", in UTF-8; by default what the bundled model's
+    training held out.
+    """
+    from pipeline.cli.folders import HELD_OUT
+    from pipeline.cli.opening import Request, open_pipeline
+    from pipeline.cli.output import Output
+    from pipeline.cli.prompts import read_text
+    from pipeline.perplexity import perplexity
+
+    to = Output(output, progress)
+    text = read_text(text_file or HELD_OUT)
+    request = Request(model, split, None, compute, precision)
+    with open_pipeline(request, to) as pipeline:
+        start = time.perf_counter()
+        with blaming("--window", window), to.err.status("scoring"):
+            result = perplexity(pipeline, text, window)
+        seconds = time.perf_counter() - start
+    if to.wants_json:
+        to.document(result.json())
+    else:
+        to.out.print(as_table(result))
+        to.remark(f"{result.tokens} tokens in {seconds_text(seconds)}")
+
+
+def as_table(result: PerplexityResult) -> Table:
+    """The result in one row."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("perplexity", "nats per token", "tokens"):
+        table.add_column(title, justify="right")
+    table.add_row(f"{result.perplexity:.4f}", f"{result.nll_per_token:.4f}", str(result.tokens))
+    return table

@@ -1,0 +1,363 @@
+"""`LlamaPipeline`: a Llama split into stages, used as if it were whole."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+
+from model.config import LlamaConfig
+from model.sampling import SamplingParams
+from model.stage import DecodeRow, Progress
+from model.tokenizer import Tokenizer
+from pipeline.bridge import HostBridge
+from pipeline.checks import check_stages, placement_of
+from pipeline.crew import Crew
+from pipeline.engine import PipelineEngine
+from pipeline.generation import GenerationResult, GenerationStream, run_to_end
+from pipeline.hidden import PipelineHidden
+from pipeline.interfaces import Stage
+from pipeline.loading import load_pieces
+from pipeline.modes import LlamaPipelineMode, resolve_bridge
+from pipeline.placement import Placement
+from pipeline.profile import DecodeProfile, profile_enabled
+from pipeline.splits import Splits
+from pipeline.threads import stage_threads
+from pipeline.validation import RESERVED, as_int, as_rows, as_tokens, check_id
+from pipeline.work import Answer
+
+POSITION = "llama-layer-split-pipeline"
+
+
+class LlamaPipeline:
+    """Stages of one model behind the operations of a whole one.
+
+    Every call is a transaction: if it raises, on whichever stage, every stage's cache is as
+    before. A stage's failure is a `StageError`; bad input is an `InvalidInputError`, a lack of
+    room a `CapacityError`, both raised before anything is written. Calls may come from any
+    thread; they run one at a time.
+
+    Args:
+        stages: the model's stages, in order.
+        placement: where they are and the mode; by default as they are, in the default mode.
+        threads: intra-op threads, for all stages or one number each. By default every stage of
+            "batch" gets all usable cores, and the stages of "overlapped" share them.
+        bridge: "auto" or "host".
+        tokenizer: for `generate` from text.
+        crew: the workers that the stages were loaded in; the pipeline closes them.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        placement: Placement | None = None,
+        *,
+        threads: int | Sequence[int] | None = None,
+        bridge: str = "auto",
+        tokenizer: Tokenizer | None = None,
+        crew: Crew | None = None,
+    ) -> None:
+        stages = tuple(stages)
+        if placement is None:
+            placement = placement_of(stages)
+        check_stages(stages, placement)
+        resolve_bridge(bridge)
+        if crew is None:
+            crew = Crew(placement.mode, stage_threads(placement.mode, len(stages), threads))
+        try:
+            host = HostBridge(stages[0].config.hidden_size, [stage.device for stage in stages])
+            host.probe()
+        except BaseException:
+            crew.close()
+            raise
+        self._closer = weakref.finalize(self, crew.close)
+        self._engine = PipelineEngine(
+            stages, placement.mode, crew, host, DecodeProfile(profile_enabled())
+        )
+        self._placement = placement
+        self._tokenizer = tokenizer
+        self._numbers = itertools.count()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str] | None = None,
+        *,
+        stages: int | None = None,
+        splits: Splits | None = None,
+        devices: Sequence[int | None] | str | None = None,
+        kv_dtype: str = "auto",
+        mode: LlamaPipelineMode | str | None = None,
+        impl: str = "auto",
+        bridge: str = "auto",
+        threads: int | Sequence[int] | None = None,
+        dtype: str = "auto",
+        block_size: int = 16,
+        kv_tokens: int | None = None,
+        max_seq_len: int | None = None,
+        progress: Progress | None = None,
+    ) -> LlamaPipeline:
+        """Load a checkpoint in Hugging Face format, every stage in its own worker.
+
+        Args:
+            path: the checkpoint's folder; None is the bundled model.
+            stages: how many, even by layer count; 1 unless `splits` or `devices` say otherwise.
+            splits: layer counts or ranges instead, see `Placement.from_splits`.
+            devices: CUDA ordinals, one per stage; None (or "cpu" in text) is the default device.
+            kv_dtype, impl, dtype, block_size, kv_tokens, max_seq_len: see `LlamaStage.load`.
+            mode: "batch" or "overlapped"; by default overlapped for two stages.
+            bridge, threads: see `LlamaPipeline`.
+            progress: told of every tensor read, with its bytes; called from the workers.
+
+        Raises:
+            InvalidInputError, UnsupportedError, CheckpointError: name what is wrong.
+        """
+        resolve_bridge(bridge)
+        pieces = load_pieces(
+            path,
+            stages=stages,
+            splits=splits,
+            devices=devices,
+            mode=mode,
+            impl=impl,
+            threads=threads,
+            progress=progress,
+            stage_options={
+                "kv_dtype": kv_dtype,
+                "dtype": dtype,
+                "block_size": block_size,
+                "kv_tokens": kv_tokens,
+                "max_seq_len": max_seq_len,
+            },
+        )
+        try:
+            return cls(
+                pieces.stages,
+                pieces.placement,
+                bridge=bridge,
+                tokenizer=pieces.tokenizer,
+                crew=pieces.crew,
+            )
+        except BaseException:
+            pieces.crew.close()
+            raise
+
+    # Calls
+
+    def prefill(self, seq_id: str, tokens: Iterable[int]) -> torch.Tensor:
+        """Append tokens to a sequence; logits after the last of them, [V] float32.
+
+        A sequence that is not known begins here; one that is goes on where it ended.
+        """
+        ids = as_tokens(tokens, self.config.vocab_size, f"sequence {check_id(seq_id)!r}")
+        return self._engine.prefill(seq_id, ids, Answer.LOGITS)[0]
+
+    def score(self, tokens: Iterable[int]) -> torch.Tensor:
+        """Logits after each of T tokens, [T, V] float32; keeps no sequence."""
+        ids = as_tokens(tokens, self.config.vocab_size, "the sequence to score")
+        seq_id = self._own_id("score")
+        try:
+            return self._engine.prefill(seq_id, ids, Answer.LOGITS, all_rows=True)
+        finally:
+            self._engine.abandon([seq_id])
+            self._engine.tidy()
+
+    def decode(self, seq_id: str, token: int, pos: int) -> torch.Tensor:
+        """Append one token at position `pos`, the sequence's length; logits after it, [V]."""
+        rows = self._rows([(seq_id, token, pos)])
+        return self._engine.decode(rows, Answer.LOGITS, single=True)[0]
+
+    def decode_batch(
+        self, batch: Iterable[DecodeRow | tuple[str, int, int]], full_logits: bool = False
+    ) -> torch.Tensor:
+        """One token for each of B sequences, given as (id, token, position); logits [B, V] float32.
+
+        No rows give an empty tensor and count as no call. A batch of one goes the way of `decode`
+        unless `full_logits` is set, which asks for the batch's way whatever its size.
+        """
+        rows = self._rows(batch)
+        if not rows:
+            return torch.empty(0, self.config.vocab_size)
+        single = len(rows) == 1 and not full_logits
+        return self._engine.decode(rows, Answer.LOGITS, single=single)
+
+    def decode_greedy(self, batch: Iterable[DecodeRow | tuple[str, int, int]]) -> torch.Tensor:
+        """As `decode_batch`, but the most likely next tokens, [B] int64, ties to the lowest id."""
+        rows = self._rows(batch)
+        if not rows:
+            return torch.empty(0, dtype=torch.int64)
+        return self._engine.decode(rows, Answer.GREEDY, single=len(rows) == 1)
+
+    # The cache
+
+    def prepare(self, seq_id: str, max_tokens: int) -> None:
+        """Reserve room for `max_tokens` positions of a sequence, on every stage or on none."""
+        self._engine.prepare(check_id(seq_id), as_int(max_tokens, "max_tokens"))
+
+    def cache_len(self, seq_id: str) -> int:
+        """Positions that a sequence holds; 0 if it is unknown."""
+        return self._engine.cache_len(check_id(seq_id))
+
+    def kv_capacity(self) -> int:
+        """Most positions that one sequence may hold: the least over the stages."""
+        return self._engine.kv_capacity()
+
+    def truncate_kv(self, seq_id: str, new_len: int) -> None:
+        """Shorten a sequence; never lengthens, and leaves unknown ones alone."""
+        self._engine.truncate(check_id(seq_id), as_int(new_len, "new_len"))
+
+    def release(self, seq_id: str) -> None:
+        """Forget a sequence and take its blocks back; leaves unknown ones alone."""
+        self._engine.release(check_id(seq_id))
+
+    def reset(self) -> None:
+        """Forget all sequences. Streams of `generate` that are under way end with an error."""
+        self._engine.reset()
+
+    def sequence_ids(self) -> list[str]:
+        """Known sequences, oldest first, without those of `generate`."""
+        return [i for i in self._engine.sequence_ids() if not i.startswith(RESERVED)]
+
+    def cache_metrics_snapshot(self) -> dict[str, Any]:
+        """The pipeline's shape and decode statistics, ready for JSON."""
+        return {
+            "position": POSITION,
+            "stage_count": len(self.stages),
+            "stage_device_ordinals": self.placement.stage_device_ordinals,
+            "transport": self.placement.transport.value,
+            "selected_pipeline_mode": self.placement.mode.value,
+            "selected_stage_bridge": self.placement.stage_bridge.value,
+            "pipeline_hidden": {
+                "dtype": PipelineHidden.DTYPE,
+                "device": "host",
+                "layout": PipelineHidden.LAYOUT,
+            },
+            "pipeline_decode": self._engine.stats.json(),
+        }
+
+    # Text
+
+    def generate(
+        self,
+        prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        sampling: SamplingParams | None = None,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] | None = None,
+        max_batch: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> GenerationResult:
+        """Continue prompts, as many at once as fit, and return them in their order.
+
+        Args:
+            prompts: a text or a list of token ids, or several of these.
+            max_new_tokens: at most so many per prompt.
+            sampling: greedy by default.
+            stop: texts that end a completion, and are left out of it.
+            stop_token_ids: tokens that end a completion; by default the model's own.
+            max_batch: most sequences at once; 32 by default.
+            add_special_tokens: whether texts are encoded with the tokenizer's own, such as bos.
+
+        Raises:
+            InvalidInputError: names what is wrong with an argument.
+            CapacityError: a prompt and its new tokens can never fit; raised before any work.
+        """
+        return run_to_end(
+            self.stream(
+                prompts,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop,
+                stop_token_ids=stop_token_ids,
+                max_batch=max_batch,
+                add_special_tokens=add_special_tokens,
+            )
+        )
+
+    def stream(
+        self,
+        prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        sampling: SamplingParams | None = None,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] | None = None,
+        max_batch: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> GenerationStream:
+        """As `generate`, as an iterator of `GenerationEvent`; bad input raises at once."""
+        return GenerationStream(
+            self._engine,
+            self._tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            stop_token_ids=stop_token_ids,
+            max_batch=max_batch,
+            add_special_tokens=add_special_tokens,
+            snapshot=self.cache_metrics_snapshot,
+            own_id=self._own_id,
+        )
+
+    # What it is
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Of the whole model."""
+        return self.stages[0].config
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, in order. Change their caches through the pipeline alone."""
+        return self._engine.stages
+
+    @property
+    def placement(self) -> Placement:
+        """Layers, devices and mode."""
+        return self._placement
+
+    @property
+    def threads(self) -> list[int]:
+        """Intra-op threads of each stage."""
+        return list(self._engine.crew.threads)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer, if it has one."""
+        return self._tokenizer
+
+    def close(self) -> None:
+        """End the workers; a call under way ends with an error. Again is fine."""
+        self._engine.close()
+        self._closer.detach()
+
+    def __enter__(self) -> LlamaPipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._engine.closed else ""
+        first = self.stages[0]
+        return (
+            f"LlamaPipeline(stages={len(self.stages)}, mode={self.placement.mode.value}, "
+            f"bridge={self.placement.stage_bridge.value}, impl={first.impl}, "
+            f"threads={self.threads}, "
+            f"placement='{self.placement.describe(first.device.type)}'{state})"
+        )
+
+    def _rows(self, batch: Iterable[DecodeRow | tuple[str, int, int]]) -> list[DecodeRow]:
+        rows = as_rows(batch, self.config.vocab_size)
+        for row in rows:
+            check_id(row.id)
+        return rows
+
+    def _own_id(self, purpose: str) -> str:
+        return f"{RESERVED}{purpose}-{next(self._numbers)}"

@@ -1,0 +1,77 @@
+"""Names of the pipeline's modes, transports and stage bridges, as options spell them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from kernels.errors import InvalidInputError, UnsupportedError
+
+
+class LlamaPipelineMode(StrEnum):
+    """How the rows of one decode call flow through the stages."""
+
+    BATCH = "batch"
+    OVERLAPPED = "overlapped"
+
+    @classmethod
+    def parse(cls, text: str) -> LlamaPipelineMode:
+        """The mode named by `text`, whatever its case and surrounding space.
+
+        Raises `InvalidInputError` that quotes any other value.
+        """
+        try:
+            return cls(text.strip().lower())
+        except ValueError:
+            raise InvalidInputError(
+                "layer_split_pipeline_mode must be batch or overlapped, "
+                f'got "{text.strip().lower()}"'
+            ) from None
+
+    @classmethod
+    def default_for_stage_count(cls, stage_count: int) -> LlamaPipelineMode:
+        """Overlapped for two stages, batch for any other number."""
+        return cls.OVERLAPPED if stage_count == 2 else cls.BATCH
+
+
+class StageBridge(StrEnum):
+    """What carries a hidden state from one stage to the next."""
+
+    HOST = "host"
+    CUDA_PEER = "cuda_peer"
+    CUDA_DEVICE_STAGED = "cuda_device_staged"
+    DISTRIBUTED = "distributed"
+
+
+_WHY_NOT = {
+    StageBridge.CUDA_PEER: "it copies between CUDA devices",
+    StageBridge.CUDA_DEVICE_STAGED: "it stages copies between CUDA devices",
+    StageBridge.DISTRIBUTED: "it runs stages in several processes",
+}
+
+
+class Transport(StrEnum):
+    """The kind of hand-over that a placement asks for."""
+
+    HOST_HIDDEN_BRIDGE = "host-hidden-bridge"
+
+    @property
+    def stage_bridge(self) -> StageBridge:
+        """The bridge that serves this transport."""
+        return StageBridge.HOST
+
+
+def resolve_bridge(name: str) -> Transport:
+    """The transport for a bridge's name; "auto" takes the host bridge.
+
+    Raises `UnsupportedError` for a bridge that this release does not have, with the reason, and
+    `InvalidInputError` for an unknown name.
+    """
+    if name in ("auto", StageBridge.HOST):
+        return Transport.HOST_HIDDEN_BRIDGE
+    known = [bridge.value for bridge in StageBridge]
+    if name not in known:
+        raise InvalidInputError(f"bridge is {name!r}; expected auto or one of {known}")
+    raise UnsupportedError(
+        f"bridge {name!r} is not in this release: {_WHY_NOT[StageBridge(name)]}, and here every "
+        "stage is a thread of one process that hands over through host memory; use 'host' or 'auto'"
+    )

@@ -1,0 +1,186 @@
+"""Whether a split model equals the whole one: the same prompts through both, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+
+from kernels.errors import InvalidInputError
+from model.stage import DecodeRow
+from pipeline.llama_pipeline import LlamaPipeline
+from pipeline.schedule import plan_decode
+
+TOLERANCE = 1e-5
+"""What a difference in matrix shapes may cost with float32 weights."""
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Logits of a split model against those of the whole.
+
+    Attributes:
+        max_abs_diff: over all rows; the whole model takes the same microbatches.
+        bitwise_equal: whether every logit is the same.
+        rows: rows of logits compared, of prefill and decode.
+        whole_batch_max_abs_diff: the same for a whole model that takes each decode batch in one
+            piece; differs from `max_abs_diff` only where the split one cuts it.
+        ok: bitwise equal, or at least within 1e-5.
+    """
+
+    max_abs_diff: float
+    bitwise_equal: bool
+    rows: int
+    stages: int
+    mode: str
+    kv_dtype: str
+    steps: int
+    whole_batch_max_abs_diff: float
+    ok: bool
+
+    def json(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+
+def parity(
+    path: str | PathLike[str] | None = None,
+    prompts: Sequence[str | Sequence[int]] | None = None,
+    *,
+    steps: int = 8,
+    **options: Any,
+) -> ParityReport:
+    """Load a checkpoint split and whole, and compare; see `compare`.
+
+    Args:
+        path: the checkpoint's folder; None is the bundled model.
+        prompts: texts or token ids; by default some of token ids, enough for the stages to
+            overlap.
+        steps: decode steps after the prefill.
+        options: of the split pipeline, see `LlamaPipeline.from_pretrained`. The whole model gets
+            the same, but for the split, and the first stage's threads.
+    """
+    apart = ("stages", "splits", "devices", "mode", "threads", "progress")
+    shared = {name: value for name, value in options.items() if name not in apart}
+    with LlamaPipeline.from_pretrained(path, **options) as split:
+        threads = split.threads[0]
+        with LlamaPipeline.from_pretrained(path, stages=1, threads=threads, **shared) as whole:
+            return compare(split, whole, prompts, steps=steps)
+
+
+def compare(
+    split: LlamaPipeline,
+    whole: LlamaPipeline,
+    prompts: Sequence[str | Sequence[int]] | None = None,
+    *,
+    steps: int = 8,
+) -> ParityReport:
+    """Prefill the prompts and decode `steps` greedy tokens through both; compare all logits.
+
+    `whole` must have one stage; its most likely tokens are what both decode. Sequences that the
+    two hold already are left alone, those made here are released.
+
+    Raises `InvalidInputError` for prompts that cannot be used or a `whole` that is not whole.
+    """
+    if len(whole.stages) != 1:
+        raise InvalidInputError(f"whole has {len(whole.stages)} stages; expected 1")
+    tokens = _prompt_tokens(split, prompts, steps)
+    rows = len(tokens)
+    size = plan_decode(split.placement.mode, len(split.stages), rows).microbatch_size
+    got, pieces = _Run(split, tokens, rows), _Run(whole, tokens, size)
+    # Where the split model cuts no batch, the whole one need not run twice.
+    at_once = _Run(whole, tokens, rows) if size < rows else None
+    same, uncut = _Difference(), _Difference()
+    following: list[int] | None = None
+    try:
+        for _ in range(steps + 1):
+            split_logits, logits = got.step(following), pieces.step(following)
+            same.add(split_logits, logits)
+            if at_once is not None:
+                logits = at_once.step(following)
+            uncut.add(split_logits, logits)
+            following = logits.argmax(dim=1).tolist()
+    finally:
+        for run in (got, pieces, at_once):
+            if run is not None:
+                run.release()
+    return ParityReport(
+        max_abs_diff=same.max_abs,
+        bitwise_equal=same.bitwise_equal,
+        rows=same.rows,
+        stages=len(split.stages),
+        mode=split.placement.mode.value,
+        kv_dtype=split.stages[0].layout.dtype,
+        steps=steps,
+        whole_batch_max_abs_diff=uncut.max_abs,
+        ok=same.max_abs <= TOLERANCE,
+    )
+
+
+class _Difference:
+    """The worst difference between logits seen so far; NaN stays."""
+
+    def __init__(self) -> None:
+        self.max_abs = 0.0
+        self.bitwise_equal = True
+        self.rows = 0
+
+    def add(self, got: torch.Tensor, expected: torch.Tensor) -> None:
+        """Compare [B, V] with [B, V]."""
+        worst = (got.double() - expected.double()).abs().max()
+        self.max_abs = float(torch.maximum(torch.tensor(self.max_abs, dtype=worst.dtype), worst))
+        self.bitwise_equal &= torch.equal(got, expected)
+        self.rows += len(got)
+
+
+class _Run:
+    """The prompts' sequences in one pipeline, which decodes `size` of them per call."""
+
+    def __init__(self, pipeline: LlamaPipeline, tokens: list[list[int]], size: int) -> None:
+        self._pipeline = pipeline
+        self._tokens = tokens
+        self._size = size
+        self._ids = [f"parity-{id(self)}-{row}" for row in range(len(tokens))]
+        self._lengths = [len(prompt) for prompt in tokens]
+
+    def step(self, tokens: list[int] | None) -> torch.Tensor:
+        """Logits [B, V] after one more token each, or after the prompts."""
+        if tokens is None:
+            pairs = zip(self._ids, self._tokens, strict=True)
+            return torch.stack([self._pipeline.prefill(seq_id, ids) for seq_id, ids in pairs])
+        batch = list(map(DecodeRow, self._ids, tokens, self._lengths))
+        self._lengths = [length + 1 for length in self._lengths]
+        starts = range(0, len(batch), self._size)
+        parts = [batch[start : start + self._size] for start in starts]
+        return torch.cat([self._pipeline.decode_batch(part, full_logits=True) for part in parts])
+
+    def release(self) -> None:
+        for seq_id in self._ids:
+            self._pipeline.release(seq_id)
+
+
+def _prompt_tokens(
+    pipeline: LlamaPipeline, prompts: Sequence[str | Sequence[int]] | None, steps: int
+) -> list[list[int]]:
+    if steps < 0:
+        raise InvalidInputError(f"steps is {steps}; expected at least 0")
+    if prompts is None:
+        vocab, longest = pipeline.config.vocab_size, max(1, pipeline.kv_capacity() - steps)
+        return [
+            [(7 * row + 3 * place) % vocab for place in range(min(longest, 1 + row % 13))]
+            for row in range(24)
+        ]
+    if not prompts:
+        raise InvalidInputError("no prompts; expected at least one")
+    tokenizer = pipeline.tokenizer
+    tokens = []
+    for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if tokenizer is None:
+                raise InvalidInputError(f"prompt {number} is text, and there is no tokenizer.json")
+            prompt = tokenizer.encode(prompt)
+        tokens.append(list(prompt))
+    return tokens

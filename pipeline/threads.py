@@ -1,0 +1,55 @@
+"""How many intra-op threads each stage gets, and which worker thread serves it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from kernels.errors import InvalidInputError
+from pipeline.modes import LlamaPipelineMode
+
+SHARE_WORKER_IN_BATCH_MODE = False
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, and no more than `OMP_NUM_THREADS` where that is set."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS and Windows have no affinity to ask for
+        cores = os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
+
+
+def stage_threads(
+    mode: LlamaPipelineMode, stage_count: int, threads: int | Sequence[int] | None = None
+) -> list[int]:
+    """Intra-op threads of each stage.
+
+    By default every stage of "batch" takes all usable cores, as the stages run in turn, and the
+    stages of "overlapped" share them, as they run at once. `threads` overrides, one number for
+    all or one per stage. Raises `InvalidInputError` for a number below 1 or a wrong count.
+    """
+    if threads is None:
+        cores = usable_cores()
+        share = cores if mode is LlamaPipelineMode.BATCH else max(1, cores // stage_count)
+        return [share] * stage_count
+    counts = [threads] * stage_count if isinstance(threads, int) else list(threads)
+    if len(counts) != stage_count:
+        raise InvalidInputError(
+            f"threads has {len(counts)} numbers for {stage_count} stages; expected one per stage"
+        )
+    for stage, count in enumerate(counts):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InvalidInputError(f"threads of stage {stage} is {count!r}; expected 1 or more")
+    return counts
+
+
+def worker_of_stage(mode: LlamaPipelineMode, stage_count: int) -> list[int]:
+    """Index of the worker thread that serves each stage.
+
+    One worker each, or one for all where the stages run in turn anyway: a second thread would
+    bring an OpenMP pool of its own, whose idle threads spin and disturb the stage at work.
+    """
+    shared = mode is LlamaPipelineMode.BATCH and SHARE_WORKER_IN_BATCH_MODE
+    return [0] * stage_count if shared else list(range(stage_count))

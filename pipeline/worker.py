@@ -1,0 +1,160 @@
+"""A persistent thread that does one stage's work in order, with its own intra-op thread count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+import torch
+
+from kernels.errors import LamellaError
+
+T = TypeVar("T")
+
+JOIN_SECONDS = 30.0
+"""How long `close` waits for work that is under way."""
+
+
+class Ticket(Generic[T]):
+    """The outcome of one piece of work; waiting for it twice is fine."""
+
+    def __init__(self, work: Callable[[], T], threads: int) -> None:
+        self._work: Callable[[], T] | None = work
+        self._threads = threads
+        self._done = threading.Event()
+        self._value: T
+        self._error: BaseException | None = None
+
+    def run(self, set_threads: Callable[[int], None]) -> None:
+        """Do the work; called once, by the worker. Whatever it raises waits for the waiter."""
+        work, self._work = self._work, None
+        assert work is not None, "a ticket runs once"
+        try:
+            set_threads(self._threads)
+            self._value = work()
+        except BaseException as error:  # travels to the waiter, which raises it
+            self._error = error
+        finally:
+            self._done.set()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the work raised; None while it is not over."""
+        return self._error
+
+    def wait(self) -> None:
+        """Block until the work is over, whatever its outcome."""
+        self._done.wait()
+
+    def result(self) -> T:
+        """Block until the work is over; its value, or the exception it raised."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class StageWorker:
+    """One thread and a first-in-first-out queue; torch runs in it under `inference_mode`.
+
+    Args:
+        name: of the thread.
+        threads: intra-op threads of work that does not say otherwise.
+    """
+
+    def __init__(self, name: str, threads: int = 1) -> None:
+        self.name = name
+        self.threads = threads
+        self._queue: SimpleQueue[Ticket[object] | None] = SimpleQueue()
+        self._clock = _Clock()
+        self._lock = threading.Lock()
+        self._closed = False
+        # Only the queue and the clock go to the thread: a worker that nobody holds can be freed.
+        self._thread = threading.Thread(
+            target=_serve, args=(self._queue, self._clock), name=name, daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, work: Callable[[], T], threads: int | None = None) -> Ticket[T]:
+        """Queue `work`, to run with `threads` intra-op threads.
+
+        Raises `LamellaError` once the worker is closed.
+        """
+        ticket = Ticket(work, self.threads if threads is None else threads)
+        with self._lock:
+            if self._closed:
+                raise LamellaError(f"worker {self.name!r} is closed")
+            self._queue.put(ticket)  # type: ignore[arg-type]
+        return ticket
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Used inside work: time spent in here counts as idle, not as busy."""
+        start = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self._clock.waited_ns += time.perf_counter_ns() - start
+
+    @property
+    def busy_ns(self) -> int:
+        """Time spent in work, without its waiting."""
+        return self._clock.working_ns - self._clock.waited_ns
+
+    @property
+    def idle_ns(self) -> int:
+        """Time spent without work or waiting inside it, up to the last work's end."""
+        return self._clock.queue_ns + self._clock.waited_ns
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self, timeout: float = JOIN_SECONDS) -> bool:
+        """Finish what is queued, end the thread and wait for it; again is fine.
+
+        Returns whether the thread ended within `timeout` seconds.
+        """
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+
+class _Clock:
+    """Nanoseconds that a worker's thread spent, in work and waiting for it."""
+
+    def __init__(self) -> None:
+        self.working_ns = 0
+        self.waited_ns = 0
+        self.queue_ns = 0
+
+
+def _serve(queue: SimpleQueue[Ticket[object] | None], clock: _Clock) -> None:
+    # PyTorch sets a thread's count to the last one set anywhere when that thread first asks for it,
+    # on its own before the first parallel operation. Asking now makes what is set below stay.
+    current = torch.get_num_threads()
+
+    def set_threads(count: int) -> None:
+        nonlocal current
+        if count != current:
+            torch.set_num_threads(count)
+            current = count
+
+    mark = time.perf_counter_ns()
+    with torch.inference_mode():
+        while (ticket := queue.get()) is not None:
+            start = time.perf_counter_ns()
+            clock.queue_ns += start - mark
+            ticket.run(set_threads)
+            del ticket  # its value must not live until the next work comes
+            mark = time.perf_counter_ns()
+            clock.working_ns += mark - start

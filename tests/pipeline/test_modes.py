@@ -1,0 +1,53 @@
+"""Names of modes, bridges and transports, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kernels.errors import InvalidInputError, UnsupportedError
+from pipeline.modes import LlamaPipelineMode, StageBridge, Transport, resolve_bridge
+
+
+@pytest.mark.parametrize("text", ["batch", "BATCH", " Batch\t"])
+def test_parsing_ignores_case_and_space(text: str) -> None:
+    assert LlamaPipelineMode.parse(text) is LlamaPipelineMode.BATCH
+
+
+@pytest.mark.parametrize("text", ["", "continuous", "batch overlapped"])
+def test_parsing_quotes_what_it_does_not_know(text: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        LlamaPipelineMode.parse(text)
+    assert str(caught.value) == (
+        f'layer_split_pipeline_mode must be batch or overlapped, got "{text}"'
+    )
+
+
+@pytest.mark.parametrize(("stages", "mode"), [(1, "batch"), (2, "overlapped"), (5, "batch")])
+def test_default_mode_depends_on_the_number_of_stages(stages: int, mode: str) -> None:
+    assert LlamaPipelineMode.default_for_stage_count(stages) == mode
+
+
+def test_names_are_plain_strings() -> None:
+    names = [LlamaPipelineMode.OVERLAPPED, StageBridge.CUDA_DEVICE_STAGED]
+    assert json.dumps([*names, Transport.HOST_HIDDEN_BRIDGE]) == (
+        '["overlapped", "cuda_device_staged", "host-hidden-bridge"]'
+    )
+    assert f"{LlamaPipelineMode.BATCH}" == "batch"
+
+
+def test_auto_and_host_take_the_host_bridge() -> None:
+    assert resolve_bridge("auto").stage_bridge is StageBridge.HOST
+    assert resolve_bridge("host").stage_bridge is StageBridge.HOST
+
+
+@pytest.mark.parametrize("name", ["cuda_peer", "cuda_device_staged", "distributed"])
+def test_bridges_that_cannot_be_had_say_why(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"bridge '{name}' is not in this release: it "):
+        resolve_bridge(name)
+
+
+def test_an_unknown_bridge_names_those_there_are() -> None:
+    with pytest.raises(InvalidInputError, match=r"bridge is 'rope'.*'host', 'cuda_peer'"):
+        resolve_bridge("rope")
