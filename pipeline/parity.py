@@ -88,25 +88,24 @@ def compare(
     if len(whole.stages) != 1:
         raise InvalidInputError(f"whole has {len(whole.stages)} stages; expected 1")
     tokens = _prompt_tokens(split, prompts, steps)
-    rows = len(tokens)
-    size = plan_decode(split.placement.mode, len(split.stages), rows).microbatch_size
-    got, pieces = _Run(split, tokens, rows), _Run(whole, tokens, size)
-    # Where the split model cuts no batch, the whole one need not run twice.
-    at_once = _Run(whole, tokens, rows) if size < rows else None
+    size = plan_decode(split.placement.mode, len(split.stages), len(tokens)).microbatch_size
+    ours, theirs = _Run(split, tokens), _Run(whole, tokens)
     same, uncut = _Difference(), _Difference()
     following: list[int] | None = None
     try:
         for _ in range(steps + 1):
-            split_logits, logits = got.step(following), pieces.step(following)
-            same.add(split_logits, logits)
-            if at_once is not None:
-                logits = at_once.step(following)
-            uncut.add(split_logits, logits)
-            following = logits.argmax(dim=1).tolist()
+            got = ours.step(following, len(tokens))
+            if following is not None and size < len(tokens):
+                uncut.add(got, theirs.step(following, len(tokens)))
+                theirs.step_back()
+            expected = theirs.step(following, size)
+            if following is None or size == len(tokens):
+                uncut.add(got, expected)
+            same.add(got, expected)
+            following = expected.argmax(dim=1).tolist()
     finally:
-        for run in (got, pieces, at_once):
-            if run is not None:
-                run.release()
+        ours.release()
+        theirs.release()
     return ParityReport(
         max_abs_diff=same.max_abs,
         bitwise_equal=same.bitwise_equal,
@@ -137,25 +136,29 @@ class _Difference:
 
 
 class _Run:
-    """The prompts' sequences in one pipeline, which decodes `size` of them per call."""
+    """The prompts' sequences in one pipeline."""
 
-    def __init__(self, pipeline: LlamaPipeline, tokens: list[list[int]], size: int) -> None:
+    def __init__(self, pipeline: LlamaPipeline, tokens: list[list[int]]) -> None:
         self._pipeline = pipeline
         self._tokens = tokens
-        self._size = size
         self._ids = [f"parity-{id(self)}-{row}" for row in range(len(tokens))]
         self._lengths = [len(prompt) for prompt in tokens]
 
-    def step(self, tokens: list[int] | None) -> torch.Tensor:
-        """Logits [B, V] after one more token each, or after the prompts."""
+    def step(self, tokens: list[int] | None, size: int) -> torch.Tensor:
+        """Logits [B, V] after the prompts, or after one more token each in calls of `size` rows."""
         if tokens is None:
             pairs = zip(self._ids, self._tokens, strict=True)
             return torch.stack([self._pipeline.prefill(seq_id, ids) for seq_id, ids in pairs])
         batch = list(map(DecodeRow, self._ids, tokens, self._lengths))
         self._lengths = [length + 1 for length in self._lengths]
-        starts = range(0, len(batch), self._size)
-        parts = [batch[start : start + self._size] for start in starts]
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         return torch.cat([self._pipeline.decode_batch(part, full_logits=True) for part in parts])
+
+    def step_back(self) -> None:
+        """Forget the last token of each."""
+        self._lengths = [length - 1 for length in self._lengths]
+        for seq_id, length in zip(self._ids, self._lengths, strict=True):
+            self._pipeline.truncate_kv(seq_id, length)
 
     def release(self) -> None:
         for seq_id in self._ids:

@@ -9,9 +9,17 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipeline.cli.doctor import doctor
-from pipeline.cli.errors import INTERRUPTED, USAGE, ClickError, describe_usage, print_error, report
+from pipeline.cli.errors import (
+    INTERRUPTED,
+    USAGE,
+    ClickError,
+    describe_usage,
+    flush_stdout,
+    print_error,
+    report,
+)
 from pipeline.cli.eval import evaluate
-from pipeline.cli.examples import epilog, reflow
+from pipeline.cli.examples import examples, reflow
 from pipeline.cli.generate import generate
 from pipeline.cli.options import OUTPUT
 from pipeline.cli.parity import parity
@@ -19,27 +27,30 @@ from pipeline.cli.plan import plan
 from pipeline.cli.values import flag
 
 
-class Command(TyperCommand):
-    """A command whose `--help` is listed like our own options."""
+class _Help:
+    """What `--help` shows beyond what typer does: examples below the options."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, then examples, each on a line of its own."""
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+        lines = ["", typer.style(" Examples", bold=True), *examples(ctx.command.name), ""]
+        typer.echo("\n".join(lines))
 
     def get_help_option(self, ctx: Any) -> Any:
         """The option, without a kind of value and among those about output."""
-        option = super().get_help_option(ctx)
+        option = super().get_help_option(ctx)  # type: ignore[misc]
         if option is not None:
             option.metavar = ""
-            option.rich_help_panel = OUTPUT
+            option.rich_help_panel = OUTPUT if isinstance(self, TyperCommand) else None
         return option
 
 
-class Commands(TyperGroup):
+class Command(_Help, TyperCommand):
+    """A command with examples in its help."""
+
+
+class Commands(_Help, TyperGroup):
     """A group of commands that tells of wrong usage in one line."""
-
-    def get_help_option(self, ctx: Any) -> Any:
-        """The option, without a kind of value."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; leaves with its exit code unless `standalone_mode` is off."""
@@ -47,14 +58,14 @@ class Commands(TyperGroup):
         extra["standalone_mode"] = False
         try:
             code = super().main(*args, **extra) or 0
-            sys.stdout.flush()
         except ClickError as error:
             print_error(describe_usage(error))
             code = USAGE
         except typer.Abort:
             code = INTERRUPTED
-        except (KeyboardInterrupt, BrokenPipeError) as error:
+        except (KeyboardInterrupt, OSError) as error:
             code = report(error, show_traceback=False)
+        code = flush_stdout() or code
         if not standalone_mode:
             return code
         sys.exit(code)
@@ -78,7 +89,7 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True, epilog=epilog(None))
+@app.callback(invoke_without_command=True)
 def lamella(
     context: typer.Context,
     version: Annotated[
@@ -103,5 +114,4 @@ for name, function, summary in (
         cls=Command,
         help=reflow(function.__doc__ or ""),
         short_help=summary,
-        epilog=epilog(name),
     )(function)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import typer
 
 from kernels.errors import InvalidInputError, LamellaError
+from pipeline.cli.text import harmless
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -38,7 +39,7 @@ def blaming(option: str, value: object) -> Iterator[None]:
 def print_error(message: str) -> None:
     """Write `error: message` as one line to standard error."""
     one_line = " ".join(message.split())
-    print(f"error: {one_line}", file=sys.stderr, flush=True)
+    print(f"error: {harmless(one_line)}", file=sys.stderr, flush=True)
 
 
 def describe(error: BaseException) -> str:
@@ -75,6 +76,17 @@ def report(error: BaseException, show_traceback: bool) -> int:
     return FAILED
 
 
+def flush_stdout() -> int:
+    """Write out what is still buffered; the exit code if that fails, else 0."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        silence_stdout()
+        return report(error, show_traceback=False)
+    return 0
+
+
 def silence_stdout() -> None:
-    """Send the rest of the output nowhere, because its reader is gone."""
+    """Send the rest of the output nowhere, because nobody takes it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.errors import blaming
+from pipeline.cli.errors import usage_error
 from pipeline.cli.grouping import command
 from pipeline.cli.options import (
     ComputeOptions,
@@ -67,7 +67,11 @@ def evaluate(
     request = Request(model, split, None, compute, precision)
     with open_pipeline(request, to) as pipeline:
         start = time.perf_counter()
-        with blaming("--window", window), to.err.status("scoring"):
+        if window is not None and window > pipeline.kv_capacity():
+            raise usage_error(
+                "--window", window, f"a sequence holds {pipeline.kv_capacity()} tokens"
+            )
+        with to.err.status("scoring"):
             result = perplexity(pipeline, text, window)
         seconds = time.perf_counter() - start
     if to.wants_json:

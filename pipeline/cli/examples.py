@@ -24,11 +24,12 @@ EXAMPLES = {
 }
 
 
-def epilog(command: str | None) -> str:
-    """Examples of a command, or the first of each."""
-    lines = EXAMPLES[command] if command else [lines[0] for lines in EXAMPLES.values()]
-    end = ["", "Every command has its own --help."] if command is None else []
-    return "\n".join(["[bold]Examples[/]", *(f"  {line}" for line in lines), *end])
+def examples(command: str | None) -> list[str]:
+    """Lines with examples of a command, or of all commands."""
+    if command in EXAMPLES:
+        return [f"   {line}" for line in EXAMPLES[command]]
+    first = [f"   {lines[0]}" for lines in EXAMPLES.values()]
+    return [*first, "", " Every command has its own --help."]
 
 
 def reflow(text: str) -> str:

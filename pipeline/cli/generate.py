@@ -76,7 +76,8 @@ def generate(
 
     to = Output(output, progress)
     params = sampling.params()
-    texts = collect_prompts(prompts or [], prompts_file, None if model.model else DEMO_PROMPTS)
+    demo = None if model.model else DEMO_PROMPTS
+    texts = collect_prompts(prompts or [], prompts_file, demo, to.remark)
     request = Request(model, split, mode.mode, compute, precision)
     with open_pipeline(request, to) as pipeline:
         result = run(pipeline, texts, limits, params, chat, to)

@@ -78,7 +78,7 @@ def parity(
     to = Output(output, progress)
     texts = None
     if prompts or prompts_file:
-        texts = collect_prompts(prompts or [], prompts_file, None)
+        texts = collect_prompts(prompts or [], prompts_file, None, to.remark)
     if split.splits is None and split.stages is None and "," not in (split.devices or ""):
         split = replace(split, stages=2)
     request = Request(model, split, mode.mode, compute, precision)

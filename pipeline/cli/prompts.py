@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -15,10 +16,16 @@ from kernels.errors import InvalidInputError
 STANDARD_INPUT = Path("-")
 
 
-def collect_prompts(arguments: list[str], file: Path | None, fallback: Path | None) -> list[str]:
+def collect_prompts(
+    arguments: list[str],
+    file: Path | None,
+    fallback: Path | None,
+    remark: Callable[[str], None],
+) -> list[str]:
     """The prompts of a run, arguments first, then those of the file.
 
     Without either they come from standard input if something is piped in, else from `fallback`.
+    As a pipe may stay silent for ever, `remark` tells that it is read.
 
     Raises:
         InvalidInputError: the file or standard input has no prompt, or is not text.
@@ -34,6 +41,7 @@ def collect_prompts(arguments: list[str], file: Path | None, fallback: Path | No
     if file is not None:
         prompts += read_standard_input() if file == STANDARD_INPUT else read_file(file)
     elif not prompts and has_piped_input():
+        remark("reading prompts from standard input")
         prompts = read_standard_input()
     elif not prompts and fallback is not None:
         prompts = read_file(fallback)
@@ -64,6 +72,8 @@ def has_piped_input() -> bool:
 
 def read_standard_input() -> list[str]:
     """Prompts from standard input, one per line."""
+    if sys.stdin is None:
+        raise InvalidInputError("standard input is closed")
     return lines_of(sys.stdin, "standard input")
 
 

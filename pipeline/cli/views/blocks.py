@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from pipeline.cli.views.row import Row
@@ -21,6 +20,5 @@ class Blocks:
             self._write(self._waiting.pop(0))
 
     def _write(self, row: Row) -> None:
-        sys.stdout.write(f"--- {row.number}/{self._count} ({row.summary})\n")
-        sys.stdout.write(f"{row.prompt}{row.text}\n\n")
-        sys.stdout.flush()
+        print(f"--- {row.number}/{self._count} ({row.summary})")
+        print(f"{row.prompt}{row.text}\n", flush=True)
