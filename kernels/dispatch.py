@@ -33,9 +33,7 @@ def resolve_impl(impl: str, device: str | torch.device) -> str:
     kind = str(device).split(":")[0]
     if impl == "auto":
         if kind not in ("cuda", "cpu"):
-            raise UnsupportedError(
-                f"device {str(device)!r} has no implementation; expected cpu or cuda"
-            )
+            raise UnsupportedError(f"device is {str(device)!r}; expected a cpu or cuda device")
         return "triton" if kind == "cuda" else "cpu"
     _require_impl(impl)
     if impl == "cpu" and kind != "cpu":

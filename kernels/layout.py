@@ -64,16 +64,14 @@ class KVLayout:
         scale_shape = (num_blocks, self.block_size, self.num_kv_heads)
         shape = (*scale_shape, self.head_dim)
 
-        def scales() -> Tensor | None:
-            return torch.zeros(scale_shape, device=device) if self.quantized else None
+        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            with torch.inference_mode(False):  # else it could not be written outside that mode
+                return torch.zeros(shape, dtype=dtype, device=device)
 
-        return KVPool(
-            self,
-            torch.zeros(shape, dtype=self.torch_dtype, device=device),
-            torch.zeros(shape, dtype=self.torch_dtype, device=device),
-            scales(),
-            scales(),
-        )
+        k, v = zeros(shape, self.torch_dtype), zeros(shape, self.torch_dtype)
+        if not self.quantized:
+            return KVPool(self, k, v)
+        return KVPool(self, k, v, *(zeros(scale_shape, torch.float32) for _ in "kv"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,8 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     buffer = buffers.get((name, dtype))
     if buffer is None or buffer.numel() < numel:
         buffers.pop((name, dtype), None)  # freed before the larger one is made
-        buffer = buffers[name, dtype] = torch.empty(numel, dtype=dtype)
+        with torch.inference_mode(False):  # else it could not be written outside that mode
+            buffer = buffers[name, dtype] = torch.empty(numel, dtype=dtype)
     return buffer[:numel].view(shape)
 
 

@@ -29,11 +29,14 @@ def rope_append(
 ) -> Tensor:
     """See `kernels.rope_append.rope_append`."""
     out = torch.empty_like(q)
+    options = (q_norm, k_norm, eps, interleaved)
+    if q.shape[0] <= _TOKENS:
+        _append(q, k, v, cos, sin, pool, slot_mapping, out, *options)
+        return out
     for begin in range(0, q.shape[0], _TOKENS):
-        tensors: tuple[Tensor, ...] = (q, k, v, cos, sin, slot_mapping, out)
-        if q.shape[0] > _TOKENS:
-            tensors = tuple(tensor[begin : begin + _TOKENS] for tensor in tensors)
-        _append(*tensors, pool, q_norm, k_norm, eps, interleaved)
+        few = slice(begin, begin + _TOKENS)
+        slots = slot_mapping[few]
+        _append(q[few], k[few], v[few], cos[few], sin[few], pool, slots, out[few], *options)
     return out
 
 
@@ -43,9 +46,9 @@ def _append(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
+    pool: KVPool,
     slots: Tensor,
     out: Tensor,
-    pool: KVPool,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,

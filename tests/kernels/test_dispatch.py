@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -101,8 +102,9 @@ def test_override_nests_and_ends_on_exceptions() -> None:
     packed = linear.pack(torch.ones(1, 4), impl="cpu")
     x = torch.zeros(2, 4)
     with override("linear", outer):
-        with pytest.raises(ZeroDivisionError), override("linear", inner):
+        with override("linear", inner):
             assert linear.linear(x, packed).tolist() == [[2.0], [2.0]]
+        with contextlib.suppress(ZeroDivisionError), override("linear", inner):
             raise ZeroDivisionError
         assert linear.linear(x, packed).tolist() == [[1.0], [1.0]]
     assert implementation("linear", "cpu") is before
