@@ -26,8 +26,7 @@ class Op:
     `bind(inputs, impl)` does what is done once (packing weights) and returns the call itself, for
     timing; `collect(inputs, raw)` names the tensors that the call wrote or returned. `flops` and
     `bytes_moved` are of one call: what the operation needs at least, not what an implementation
-    does. `budget` holds but where `wider_budgets` has one for (implementation, dtype). `aot` names
-    the signatures of Triton kernels to compile ahead of time.
+    does. `aot` names the signatures of Triton kernels to compile ahead of time.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Op:
     flops: Callable[[Case], int]
     bytes_moved: Callable[[Case], int]
     budget: Budget = field(default_factory=Budget)
-    wider_budgets: Mapping[tuple[str, str], Budget] = field(default_factory=dict)
     aot: tuple[Mapping[str, str], ...] = ()
 
     @property
@@ -49,10 +47,6 @@ class Op:
     def run(self, inputs: Inputs, impl: str) -> dict[str, Tensor]:
         """Call the operator once; rope_append writes into the pool that `inputs` holds."""
         return self.collect(inputs, self.bind(inputs, impl)())
-
-    def budget_of(self, case: Case, impl: str) -> Budget:
-        """The error budget of `impl` on `case`."""
-        return self.wider_budgets.get((impl, case.params["dtype"]), self.budget)
 
     def check(self, case: Case, impl: str, device: str = "cpu") -> list[Verdict]:
         """Measure `impl` on `case` against the float64 reference, output by output.
@@ -68,7 +62,7 @@ class Op:
             actual, reference, oracle = (
                 torch.cat([draw[name][part] for draw in draws]) for part in range(3)
             )
-            verdicts.append(judge(name, actual, reference, oracle, self.budget_of(case, impl)))
+            verdicts.append(judge(name, actual, reference, oracle, self.budget))
         return verdicts
 
     def _measure(

@@ -65,6 +65,8 @@ class ChatTemplate:
         Raises:
             InvalidInputError: the messages are not what the template takes; its own words.
         """
+        if not messages:
+            raise InvalidInputError("the conversation is empty, expected at least one message")
         for message in messages:
             if not isinstance(message, Mapping) or "role" not in message:
                 raise InvalidInputError(f"chat message is {message!r}, expected role and content")

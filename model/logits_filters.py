@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from kernels.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from model.sampling import SamplingParams
+from model.sampling_params import SamplingParams
 
 _FLOAT32 = torch.finfo(torch.float32)
 

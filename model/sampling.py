@@ -2,57 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from kernels.errors import InvalidInputError
-from model.config_values import is_int, is_number
 from model.counter_random import uniform
 from model.logits_filters import filter_logits, repetition_penalty
+from model.sampling_params import SamplingParams
 
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to choose tokens; the names and meanings are those of transformers.
-
-    Attributes:
-        temperature: divides the logits; 0 always takes the likeliest token.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the fewest likeliest tokens whose probabilities reach this; 1 keeps all.
-        min_p: keep tokens at least this times as likely as the likeliest; 0 keeps all.
-        repetition_penalty: above 1 makes tokens of the prompt and the text so far less likely.
-        seed: with a sequence's stream and step, decides every draw; 0 to 2^64 - 1.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, in_range, expected in (
-            ("temperature", lambda value: value >= 0, "from 0"),
-            ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
-            ("min_p", lambda value: 0 <= value <= 1, "from 0 to 1"),
-            ("repetition_penalty", lambda value: value > 0, "above 0"),
-        ):
-            value = getattr(self, name)
-            if not is_number(value) or not in_range(value) or not math.isfinite(value):
-                raise InvalidInputError(f"{name} is {value!r}, expected a number {expected}")
-        if not is_int(self.top_k) or self.top_k < 0:
-            raise InvalidInputError(f"top_k is {self.top_k!r}, expected an integer from 0 (off)")
-        if not is_int(self.seed) or not 0 <= self.seed < 1 << 64:
-            raise InvalidInputError(f"seed is {self.seed!r}, expected an integer in [0, 2^64)")
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken and the logits are not changed before."""
-        return self.temperature == 0 and self.repetition_penalty == 1
+__all__ = ["SamplingParams", "sample"]
 
 
 def sample(

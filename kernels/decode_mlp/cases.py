@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kernels.case_inputs import DTYPES, Case, Inputs, Random
 from kernels.decode_mlp import decode_mlp, pack
-from kernels.linear.cases import ONEDNN_FLOAT32
 from kernels.op import Op
 
 
@@ -66,5 +65,4 @@ DECODE_MLP = Op(
     _collect,
     _flops,
     _bytes,
-    wider_budgets=ONEDNN_FLOAT32,
 )

@@ -7,14 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kernels.budget import Budget
 from kernels.case_inputs import DTYPES, Case, Inputs, Random
 from kernels.linear import linear, pack
 from kernels.op import Op
-
-# oneDNN's blocked float32 kernels sum all of K in one chain where torch's plain product keeps
-# several partial sums: up to 3.6 times the maximum and 2.2 times the mean error at K = 2048.
-ONEDNN_FLOAT32 = {("cpu", "fp32"): Budget(max_factor=4.0, mean_factor=2.5)}
 
 
 def _case(
@@ -88,5 +83,4 @@ LINEAR = Op(
     _collect,
     _flops,
     _bytes,
-    wider_budgets=ONEDNN_FLOAT32,
 )

@@ -16,6 +16,11 @@ from kernels.linear.blocked_rows import RowReader
 
 # The batch size that weights are blocked for. 16 measured best for 1 to 128 rows, both dtypes.
 _BATCH_HINT = 16
+# oneDNN sums a float32 product over K in one chain, which at K = 2048 errs up to three times as much
+# as torch's plain product with its several partial sums. Summing parts of at most so many columns
+# errs about as much as that one. bfloat16 results are rounded far more coarsely and stay whole.
+_COLUMNS_UP_TO_K = ((512, 32), (4096, 128))
+_MOST_COLUMNS = 256
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -35,10 +40,10 @@ def available(dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class OneDnnWeight:
-    """A matrix [N, K] in oneDNN's blocked layout."""
+    """A matrix [N, K] in oneDNN's blocked layout, cut along K for float32."""
 
-    blocked: Tensor  # opaque: layout torch._mkldnn
-    reader: RowReader | None
+    parts: tuple[Tensor, ...]  # opaque: layout torch._mkldnn
+    readers: tuple[RowReader, ...]  # one per part where rows are wanted, or none
     plain: Tensor | None  # [N, K], only where rows are wanted and the layout could not be read
     kind: str = "onednn"
 
@@ -48,23 +53,27 @@ class OneDnnWeight:
 
     @property
     def nbytes(self) -> int:
-        nbytes: int = torch.ops.mkldnn._nbytes(self.blocked)
-        for extra in (self.reader, self.plain):
-            nbytes += 0 if extra is None else extra.nbytes
-        return nbytes
+        nbytes: int = sum(torch.ops.mkldnn._nbytes(part) for part in self.parts)
+        nbytes += sum(reader.nbytes for reader in self.readers)
+        return nbytes + (0 if self.plain is None else self.plain.nbytes)
 
     def matmul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if x.shape[0] == 0:
-            return x.new_empty(0, self.blocked.shape[0])
-        if x.shape[0] == 1:
+        rows = x.shape[0]
+        if rows == 0:
+            return x.new_empty(0, self.parts[0].shape[0])
+        if rows == 1:
             # A single row takes a matrix-vector kernel that sums in another order; as one of two
             # equal rows it gets the bits that it gets in any batch.
-            return _multiply(x.expand(2, -1).contiguous(), self.blocked, bias)[:1]
-        return _multiply(x, self.blocked, bias)
+            x = x.expand(2, -1)
+        pieces = x.split(self.parts[0].shape[1], dim=1)
+        y = _multiply(pieces[0].contiguous(), self.parts[0], bias)
+        for piece, part in zip(pieces[1:], self.parts[1:], strict=True):
+            y += _multiply(piece.contiguous(), part, None)
+        return y[:rows]
 
     def rows(self, ids: Tensor) -> Tensor:
-        if self.reader is not None:
-            return self.reader.rows(ids)
+        if self.readers:
+            return torch.cat([reader.rows(ids) for reader in self.readers], dim=1)
         if self.plain is not None:
             return self.plain.index_select(0, ids)
         raise UnsupportedError(
@@ -76,12 +85,23 @@ class OneDnnWeight:
 def pack(weight: Tensor, keep_rows: bool) -> OneDnnWeight:
     """Reorder weight [N, K]. With `keep_rows`, rows are read from the blocked matrix if a sample
     of them reads back bitwise; else the plain matrix is kept beside it."""
-    weight = weight.detach().contiguous()
-    blocked = _reorder(weight)
+    columns = weight.shape[1] if weight.dtype != torch.float32 else _columns(weight.shape[1])
+    pieces = [piece.contiguous() for piece in weight.detach().split(columns, dim=1)]
+    parts = tuple(_reorder(piece) for piece in pieces)
     if not keep_rows:
-        return OneDnnWeight(blocked, None, None)
-    reader = RowReader.learn(blocked, weight, _reorder)
-    return OneDnnWeight(blocked, reader, weight if reader is None else None)
+        return OneDnnWeight(parts, (), None)
+    readers = tuple(
+        reader
+        for part, piece in zip(parts, pieces, strict=True)
+        if (reader := RowReader.learn(part, piece, _reorder)) is not None
+    )
+    if len(readers) < len(parts):
+        return OneDnnWeight(parts, (), weight)
+    return OneDnnWeight(parts, readers, None)
+
+
+def _columns(k: int) -> int:
+    return next((columns for most, columns in _COLUMNS_UP_TO_K if k <= most), _MOST_COLUMNS)
 
 
 def _reorder(weight: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kernels.case_inputs import DTYPES, Case, Inputs, Random
 from kernels.linear import pack
-from kernels.linear.cases import ONEDNN_FLOAT32
 from kernels.logits import greedy, logits
 from kernels.op import Op
 
@@ -90,7 +89,6 @@ LOGITS = Op(
     lambda inputs, raw: {"logits": raw},
     _flops,
     _logits_bytes,
-    wider_budgets=ONEDNN_FLOAT32,
 )
 GREEDY = Op(
     "greedy",

@@ -132,9 +132,7 @@ def test_an_absent_head_is_the_embedding_unless_the_configuration_says_no(folder
     (folder / "config.json").write_text(json.dumps(raw))
     source = Checkpoint.open(folder)
     assert not source.has("lm_head.weight")
-    assert torch.equal(
-        source.linear("lm_head").weight, source.tensor("model.embed_tokens.weight")
-    )
+    assert torch.equal(source.linear("lm_head").weight, source.tensor("model.embed_tokens.weight"))
     assert source.nbytes("lm_head") == source.nbytes("model.embed_tokens.weight")
 
 
@@ -182,6 +180,16 @@ def test_tensors_are_read_in_pieces(original: Path, monkeypatch: pytest.MonkeyPa
     for piece in (1, 3 * 16 * 4, 1000):
         monkeypatch.setattr(checkpoint_module, "_PIECE", piece)
         assert torch.equal(source.linear("model.layers.1.mlp.gate_up_proj").weight, whole)
+
+
+def test_every_piece_is_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[Q][-1, -1] = torch.nan
+
+    change(folder, spoil)
+    monkeypatch.setattr(checkpoint_module, "_PIECE", 100)
+    with pytest.raises(CheckpointError, match=f"{re.escape(Q)} has 1 or more"):
+        Checkpoint.open(folder).linear("model.layers.1.self_attn.qkv_proj")
 
 
 def test_derived_tables_of_old_exports_are_passed_over(folder: Path) -> None:
@@ -302,7 +310,9 @@ def edit_index(folder: Path, name: str, file: object) -> None:
     (folder / INDEX).write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("file", ["/etc/passwd.safetensors", "../out.safetensors", "a/../../b.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["/etc/passwd.safetensors", "../out.safetensors", "a/../../b.safetensors"]
+)
 def test_an_index_may_not_point_outside(sharded: Path, file: str) -> None:
     edit_index(sharded, Q, file)
     with pytest.raises(CheckpointError, match=r"outside the checkpoint's folder"):

@@ -52,7 +52,10 @@ def written(config: transformers.PretrainedConfig, folder: Path) -> LlamaConfig:
         (transformers.LlamaConfig, {"architectures": ["LlamaForCausalLM"], "pad_token_id": 0}),
         (transformers.MistralConfig, {"num_key_value_heads": 2}),
         (transformers.MistralConfig, {"sliding_window": None, "num_key_value_heads": 1}),
-        (transformers.MistralConfig, {"sliding_window": 7, "rms_norm_eps": 1e-5, "num_key_value_heads": 4}),
+        (
+            transformers.MistralConfig,
+            {"sliding_window": 7, "rms_norm_eps": 1e-5, "num_key_value_heads": 4},
+        ),
         (transformers.Qwen2Config, {"num_key_value_heads": 2}),
         (
             transformers.Qwen2Config,
@@ -94,12 +97,29 @@ def test_reads_what_transformers_writes(
     assert ours.attention_bias == (family == "qwen2" or getattr(theirs, "attention_bias", False))
     assert ours.has_o_bias == (family != "qwen2" and getattr(theirs, "attention_bias", False))
     eos = theirs.eos_token_id
-    assert ours.eos_token_ids == tuple(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    assert ours.eos_token_ids == tuple(
+        eos if isinstance(eos, list) else [] if eos is None else [eos]
+    )
     assert ours.bos_token_id == theirs.bos_token_id
     types = getattr(theirs, "layer_types", None)
     for layer in range(theirs.num_hidden_layers):
         slides = family == "mistral" if types is None else types[layer] == "sliding_attention"
         assert ours.window(layer) == (theirs.sliding_window if slides else None)
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 28])
+def test_older_files_say_where_sliding_begins(family: str, first: int) -> None:
+    theirs = getattr(transformers, f"{family}Config")(
+        **SIZES,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=first,
+    )
+    raw = theirs.to_dict()
+    del raw["layer_types"]
+    assert LlamaConfig.from_dict(raw) == LlamaConfig.from_dict(theirs.to_dict())
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
@@ -127,7 +147,10 @@ def test_default_configurations_are_read(family: str, tmp_path: Path) -> None:
             (5e5, RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)),
         ),
         (
-            {"rope_theta": 1.0, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 7e4}},
+            {
+                "rope_theta": 1.0,
+                "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 7e4},
+            },
             (7e4, RopeScaling("linear", 3.0)),
         ),
         (
@@ -143,7 +166,12 @@ def test_default_configurations_are_read(family: str, tmp_path: Path) -> None:
         ),
         (
             {
-                "rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": None, "truncate": False},
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 2.0,
+                    "beta_fast": None,
+                    "truncate": False,
+                },
                 "original_max_position_embeddings": 64,
             },
             (
@@ -174,7 +202,13 @@ def test_rope_fields_in_every_spelling(fields: dict[str, Any], expected: object)
         {"rope_type": "dynamic", "factor": 2.0},
         {"rope_type": "llama3", **LLAMA3},
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
-        {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "mscale": 1.0, "mscale_all_dim": 0.5},
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "beta_fast": 16.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+        },
     ],
 )
 def test_rope_parameters_as_transformers_completes_them(
@@ -187,7 +221,7 @@ def test_rope_parameters_as_transformers_completes_them(
     assert ours.rope_theta == 5e5
     assert ours.rope_scaling is not None
     assert ours.rope_scaling.kind == rope["rope_type"]
-    for name, value in theirs.rope_parameters.items():
+    for name, value in theirs.to_dict()["rope_parameters"].items():
         if name not in ("rope_type", "rope_theta"):
             assert getattr(ours.rope_scaling, name) == value
 
@@ -365,7 +399,9 @@ def test_frozen() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 FIELDS = [*TINY, "num_key_value_heads", "head_dim", "rope_scaling", "rope_parameters", "rope_theta"]

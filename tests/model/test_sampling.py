@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from kernels.errors import InvalidInputError
+from model import sampling as sampling_module
 from model.counter_random import uniform
 from model.logits_filters import filter_logits, keep_top_p
 from model.sampling import SamplingParams, sample
@@ -75,7 +76,7 @@ def test_filters_are_those_of_transformers(
     params = SamplingParams(temperature, top_k, top_p, min_p, penalty)
     logits = normal(rows, vocab, seed)
     history = torch.randint(vocab, (rows, 9), generator=torch.Generator().manual_seed(seed))
-    expected = transformers_filters(params)(history, logits.clone()).softmax(-1)
+    expected = transformers_filters(params)(torch.LongTensor(history), logits.clone()).softmax(-1)
     found = filter_logits(logits, params, history.tolist()).softmax(-1)
     assert torch.equal(found == 0, expected == 0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
@@ -96,7 +97,7 @@ def test_a_history_of_other_lengths_and_repeated_tokens() -> None:
 @pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("p", [0.3, 0.9, 0.999])
 def test_a_wide_nucleus_is_found_too(spread: float, p: float) -> None:
-    """Flat distributions need more tokens than are looked at first; a peaked one beside them not."""
+    """Flat distributions need more tokens than are looked at first; a peaked one does not."""
     logits = torch.cat([normal(2, 20_000, spread=spread), normal(1, 20_000, spread=20.0)])
     found = keep_top_p(logits, p)
     expected = TopPLogitsWarper(p)(torch.zeros(3, 1), logits)
@@ -176,10 +177,8 @@ def test_draws_are_pinned() -> None:
     """The same seed gives the same text in later versions, too."""
     found = uniform(42, torch.tensor([0, 0, 1, 2**40]), torch.tensor([0, 1, 0, 7]))
     assert found.dtype == torch.float64
-    assert found.tolist() == [one_uniform(42, 0, 0), one_uniform(42, 0, 1)] + [
-        one_uniform(42, 1, 0),
-        one_uniform(42, 2**40, 7),
-    ]
+    counters = [(0, 0), (0, 1), (1, 0), (2**40, 7)]
+    assert found.tolist() == [one_uniform(42, *pair) for pair in counters]
     assert found[0] == 0.3869742762400409
 
 
@@ -244,6 +243,18 @@ def test_no_temperature_overflows(temperature: float) -> None:
     assert 0 <= token < 4
     if temperature <= 1e3:
         assert token == 0
+
+
+@pytest.mark.parametrize(("drawn", "token"), [(0.0, 1), (0.5, 1), (1 - 1e-9, 3), (1 - 2**-53, 3)])
+def test_the_ends_of_the_distribution(
+    drawn: float, token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No dropped token at either end, and the rarest token is within reach."""
+    monkeypatch.setattr(
+        sampling_module, "uniform", lambda *_: torch.tensor([drawn], dtype=torch.float64)
+    )
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, math.log(2e-9), -math.inf]])
+    assert int(draw(logits, SamplingParams(temperature=1.0))) == token
 
 
 @given(seed=st.integers(0, 1000), step=st.integers(0, 1000))
@@ -325,4 +336,4 @@ def test_parameters_are_checked(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
 def test_parameters_of_other_types_are_refused(name: str) -> None:
     with pytest.raises(InvalidInputError, match=f"{name} is '0.5'"):
-        SamplingParams(**{name: "0.5"})
+        SamplingParams(**{name: "0.5"})  # type: ignore[arg-type]

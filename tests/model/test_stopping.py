@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -91,16 +92,14 @@ def test_any_cut_into_tokens_gives_the_same(
 ) -> None:
     """Defined by letters: the text ends where the first stop string is complete."""
     whole = text + left
-    ends = [
-        end for end in range(len(whole) + 1) if any(whole[:end].endswith(s) for s in strings)
-    ]
+    ends = [end for end in range(len(whole) + 1) if any(whole[:end].endswith(s) for s in strings)]
     expected, reason = whole, "length"
     if ends:
         before = whole[: ends[0]]
         longest = max((s for s in strings if before.endswith(s)), key=len)
         expected, reason = before[: -len(longest)], "stop"
     edges = [0, *sorted(cut for cut in cuts if 0 < cut < len(text)), len(text)]
-    texts = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    texts = [text[a:b] for a, b in pairwise(edges)]
     shown, found = run(texts, StopCondition(strings=strings), limit=len(texts), left=left)
     assert ("".join(shown), found) == (expected, reason)
     # what is shown is never taken back, nor held back without need
