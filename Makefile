@@ -21,7 +21,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed  ## install, generate with two overlapped stages and int8 KV, check parity
-	$(BIN)/lamella generate --stages 2 --mode overlapped --kv-dtype int8 --max-new-tokens 48
+	$(BIN)/lamella generate --stages 2 --mode overlapped --kv-dtype int8 --temperature 0.6 \
+		--max-new-tokens 40 --prompts-file model/bundled/prompts.txt
 	$(BIN)/lamella parity --stages 2 --mode overlapped --kv-dtype int8
 
 test: $(VENV)/.installed-dev  ## install what is needed and run the tests

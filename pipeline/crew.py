@@ -25,15 +25,17 @@ class Crew:
 
     def __init__(self, mode: LlamaPipelineMode, threads: Sequence[int]) -> None:
         self.threads = list(threads)
-        self._worker_of = worker_of_stage(mode, len(self.threads))
-        # Threads that meet PyTorch later get the count that was set last; let that be the caller's.
+        self._worker_of = worker_of_stage(mode, self.threads)
         callers = torch.get_num_threads()
         self._workers: list[StageWorker] = []
         try:
-            for index in range(max(self._worker_of) + 1):
-                self._workers.append(StageWorker(f"lamella-stage-{index}"))
-            for stage in range(len(self.threads)):
-                self.submit(stage, _nothing).result()
+            for index in sorted({*self._worker_of}):
+                shared = self._worker_of.count(index) > 1
+                name = "lamella-stages" if shared else f"lamella-stage-{index}"
+                self._workers.append(StageWorker(name, self.threads[index]))
+            for worker in self._workers:
+                worker.submit(_nothing).result()  # it has set its thread count
+            # Threads that meet PyTorch later get the count that was set last: the caller's again.
             torch.set_num_threads(callers)
         except BaseException:
             self.close()
@@ -44,8 +46,8 @@ class Crew:
         return self._workers[self._worker_of[stage]]
 
     def submit(self, stage: int, work: Callable[[], T]) -> Ticket[T]:
-        """Queue work for a stage, with that stage's thread count."""
-        return self.worker(stage).submit(work, self.threads[stage])
+        """Queue work for a stage."""
+        return self.worker(stage).submit(work)
 
     def close(self, timeout: float = JOIN_SECONDS) -> list[str]:
         """End all workers after what they have queued; again is fine.
@@ -63,4 +65,4 @@ class Crew:
 
 
 def _nothing() -> None:
-    """Makes a worker set its thread count."""
+    pass

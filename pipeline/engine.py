@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import torch
@@ -69,9 +69,8 @@ class PipelineEngine:
             lengths = common_lengths(self.stages, [seq_id])
             check_append(self.stages, work.appends)
             flight = Flight([work], answer, len(self.stages), self.bridge)
-            output = self._fly(flight, lengths)
-            self._commit()
-            return output
+            with self._transaction(flight, lengths):
+                return self._fly(flight)
 
     def decode(self, rows: Sequence[DecodeRow], answer: Answer, *, single: bool) -> torch.Tensor:
         """One token for each of B >= 1 sequences; the answers in order, [B, ...].
@@ -85,36 +84,51 @@ class PipelineEngine:
             start = time.perf_counter_ns()
             plan = plan_decode(self.mode, len(self.stages), len(rows))
             flight = Flight(cut(rows, plan), answer, len(self.stages), self.bridge)
-            output = self._fly(flight, lengths)
-            call = DecodeCall(len(rows), plan, flight.traces, time.perf_counter_ns() - start)
-            self.stats.record(call)
-            if not single:
-                self._profile.record(call, self.bridge.name, flight.hidden)
-            self._commit()
-            return output
+            with self._transaction(flight, lengths):
+                output = self._fly(flight)
+                total_ns = time.perf_counter_ns() - start
+                call = DecodeCall(len(rows), plan, flight.traces, total_ns)
+                if not single:
+                    self._profile.record(call, self.bridge.name, flight.hidden)
+                self.stats.record(call)
+                return output
 
-    def _fly(self, flight: Flight, lengths: dict[str, int]) -> torch.Tensor:
-        """Run a flight. The caller commits; on any failure all stages are restored first."""
+    @contextmanager
+    def _transaction(self, flight: Flight, lengths: dict[str, int]) -> Iterator[None]:
+        """Around a flight: whatever is raised inside, every stage's cache is as before."""
         transaction = Transaction(self.stages, self.crew, self.bridge, lengths, flight)
-        self._unfinished = transaction.roll_back
         self._flight = flight
         try:
-            tickets = [
-                self.crew.submit(index, self._loop(flight, index, stage).run)
-                for index, stage in enumerate(self.stages)
-            ]
-            for ticket in reversed(tickets):  # the last stage ends last
-                ticket.wait()
-            if flight.failure is not None:
-                raise flight.failure from flight.failure.cause
-            if len(flight.outputs) < len(flight.microbatches):
-                raise LamellaError("the pipeline was closed during the call")
-            # Made in this thread, so that callers may write into it: the stages' own results are
-            # inference tensors.
-            return torch.cat(flight.outputs)
+            with self._undone_if_raised(transaction.roll_back):
+                yield
+        finally:
+            self._flight = None
+
+    @contextmanager
+    def _undone_if_raised(self, undo: Callable[[], None]) -> Iterator[None]:
+        self._unfinished = undo
+        try:
+            yield
         except BaseException:
             self._settle()
             raise
+        self._unfinished = None
+
+    def _fly(self, flight: Flight) -> torch.Tensor:
+        """Take a flight through all stages; its answers in order."""
+        tickets = [
+            self.crew.submit(index, self._loop(flight, index, stage).run)
+            for index, stage in enumerate(self.stages)
+        ]
+        for ticket in reversed(tickets):  # the last stage ends last
+            ticket.wait()
+        if flight.failure is not None:
+            raise flight.failure from flight.failure.cause
+        if len(flight.outputs) < len(flight.microbatches):
+            raise LamellaError("the pipeline was closed during the call")
+        # Made in this thread, so that callers may write into it: the stages' own results are
+        # inference tensors.
+        return torch.cat(flight.outputs)
 
     def _loop(self, flight: Flight, index: int, stage: Stage) -> StageLoop:
         links = self.bridge.into(index), self.bridge.out_of(index)
@@ -133,13 +147,8 @@ class PipelineEngine:
             fresh = [
                 i for i, stage in enumerate(self.stages) if seq_id not in stage.cache.sequence_ids()
             ]
-            self._unfinished = partial(self._forget, seq_id, fresh)
-            try:
+            with self._undone_if_raised(partial(self._forget, seq_id, fresh)):
                 self._everywhere("prepare", lambda stage: stage.prepare(seq_id, max_tokens))
-            except BaseException:
-                self._settle()
-                raise
-            self._commit()
 
     def _forget(self, seq_id: str, where: Sequence[int]) -> None:
         tickets = [self.crew.submit(i, partial(self.stages[i].release, seq_id)) for i in where]
@@ -156,7 +165,7 @@ class PipelineEngine:
     def release(self, seq_id: str) -> None:
         """Forget a sequence on every stage."""
         with self._ready():
-            self._on_all("release", lambda stage: stage.release(seq_id))
+            self._on_all("release", partial(_release, seq_id))
 
     def abandon(self, seq_ids: Sequence[str]) -> None:
         """Have sequences released by the next call; safe wherever a finaliser may run."""
@@ -215,26 +224,22 @@ class PipelineEngine:
     @contextmanager
     def _ready(self, *, mending: bool = False) -> Iterator[None]:
         """One call at a time, on an open pipeline whose stages are settled."""
-        if self._owner == threading.get_ident():
+        me = threading.get_ident()
+        if self._owner == me and self._lock.locked():
             raise LamellaError("the pipeline is in the middle of another call of this thread")
         with self._lock:
-            self._owner = threading.get_ident()
             try:
+                self._owner = me
                 if self._closed:
                     raise LamellaError("the pipeline is closed")
-                self._settle()
+                with suppress(LamellaError) if mending else nullcontext():
+                    self._settle()
+                    self._release_abandoned()
                 if self._broken is not None and not mending:
                     raise LamellaError(f"{self._broken}; reset() makes the pipeline usable again")
-                while self._abandoned:
-                    self._on_all("release", lambda stage: stage.release(self._abandoned[0]))
-                    self._abandoned.popleft()
                 yield
             finally:
                 self._owner = None
-
-    def _commit(self) -> None:
-        """The call holds, or nothing is left of it."""
-        self._unfinished = self._flight = None
 
     def _settle(self) -> None:
         """Undo or finish what a call left; if that is interrupted too, the next call does it."""
@@ -244,9 +249,14 @@ class PipelineEngine:
             self._unfinished()
         except Exception as error:
             self._broken = f"caches could not be restored ({type(error).__name__}: {error})"
-            self._commit()
+            self._unfinished = None
             raise LamellaError(self._broken) from error
-        self._commit()
+        self._unfinished = None
+
+    def _release_abandoned(self) -> None:
+        while self._abandoned and self._broken is None:
+            seq_id = self._abandoned.popleft()
+            self._on_all("release", partial(_release, seq_id))
 
     @property
     def closed(self) -> bool:
@@ -263,3 +273,7 @@ class PipelineEngine:
             late = self.crew.close()
         if late:
             warnings.warn(f"still at work after close: {late}", ResourceWarning, stacklevel=3)
+
+
+def _release(seq_id: str, stage: Stage) -> None:
+    stage.release(seq_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +28,11 @@ class PerplexityResult:
 
 
 def perplexity(
-    pipeline: LlamaPipeline, text: str | Sequence[int], window: int | None = None
+    pipeline: LlamaPipeline,
+    text: str | Sequence[int],
+    window: int | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityResult:
     """Perplexity of a text or a list of token ids, in windows that do not overlap.
 
@@ -40,6 +44,7 @@ def perplexity(
         pipeline: the model; it keeps no sequence.
         text: at least one token beside a leading bos, or two without.
         window: by default 512, or what a sequence may hold if that is less.
+        progress: told after each window how many tokens were predicted, and of how many.
 
     Raises:
         InvalidInputError: nothing to predict, or a window that cannot be had.
@@ -56,6 +61,8 @@ def perplexity(
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         nll += float(losses.sum(dtype=torch.float64))
         count += len(predicted)
+        if progress is not None:
+            progress(count, len(tokens) - (bos is None))
     if count == 0:
         raise InvalidInputError(
             f"text has {len(tokens)} tokens, so there is nothing to predict; "

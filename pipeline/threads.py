@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kernels.errors import InvalidInputError
 from pipeline.modes import LlamaPipelineMode
 
-SHARE_WORKER_IN_BATCH_MODE = False
+SHARE_WORKER_IN_BATCH_MODE = True
 
 
 def usable_cores() -> int:
@@ -45,11 +45,14 @@ def stage_threads(
     return counts
 
 
-def worker_of_stage(mode: LlamaPipelineMode, stage_count: int) -> list[int]:
-    """Index of the worker thread that serves each stage.
+def worker_of_stage(mode: LlamaPipelineMode, threads: Sequence[int]) -> list[int]:
+    """Index of the worker that serves each stage, given the stages' intra-op threads.
 
-    One worker each, or one for all where the stages run in turn anyway: a second thread would
-    bring an OpenMP pool of its own, whose idle threads spin and disturb the stage at work.
+    One each where stages work at the same time, or differ in threads; one for all where they run
+    in turn: a worker each would only add wake-ups, and OpenMP pools whose idle threads disturb the
+    stage at work.
     """
-    shared = mode is LlamaPipelineMode.BATCH and SHARE_WORKER_IN_BATCH_MODE
-    return [0] * stage_count if shared else list(range(stage_count))
+    in_turn = mode is LlamaPipelineMode.BATCH and SHARE_WORKER_IN_BATCH_MODE
+    if in_turn and len(set(threads)) == 1:
+        return [0] * len(threads)
+    return list(range(len(threads)))

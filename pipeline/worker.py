@@ -22,19 +22,17 @@ JOIN_SECONDS = 30.0
 class Ticket(Generic[T]):
     """The outcome of one piece of work; waiting for it twice is fine."""
 
-    def __init__(self, work: Callable[[], T], threads: int) -> None:
+    def __init__(self, work: Callable[[], T]) -> None:
         self._work: Callable[[], T] | None = work
-        self._threads = threads
         self._done = threading.Event()
         self._value: T
         self._error: BaseException | None = None
 
-    def run(self, set_threads: Callable[[int], None]) -> None:
+    def run(self) -> None:
         """Do the work; called once, by the worker. Whatever it raises waits for the waiter."""
         work, self._work = self._work, None
         assert work is not None, "a ticket runs once"
         try:
-            set_threads(self._threads)
             self._value = work()
         except BaseException as error:  # travels to the waiter, which raises it
             self._error = error
@@ -63,28 +61,24 @@ class StageWorker:
 
     Args:
         name: of the thread.
-        threads: intra-op threads of work that does not say otherwise.
+        threads: intra-op threads of what it runs.
     """
 
     def __init__(self, name: str, threads: int = 1) -> None:
         self.name = name
-        self.threads = threads
         self._queue: SimpleQueue[Ticket[object] | None] = SimpleQueue()
         self._clock = _Clock()
         self._lock = threading.Lock()
         self._closed = False
         # Only the queue and the clock go to the thread: a worker that nobody holds can be freed.
         self._thread = threading.Thread(
-            target=_serve, args=(self._queue, self._clock), name=name, daemon=True
+            target=_serve, args=(self._queue, self._clock, threads), name=name, daemon=True
         )
         self._thread.start()
 
-    def submit(self, work: Callable[[], T], threads: int | None = None) -> Ticket[T]:
-        """Queue `work`, to run with `threads` intra-op threads.
-
-        Raises `LamellaError` once the worker is closed.
-        """
-        ticket = Ticket(work, self.threads if threads is None else threads)
+    def submit(self, work: Callable[[], T]) -> Ticket[T]:
+        """Queue `work`. Raises `LamellaError` once the worker is closed."""
+        ticket = Ticket(work)
         with self._lock:
             if self._closed:
                 raise LamellaError(f"worker {self.name!r} is closed")
@@ -138,23 +132,17 @@ class _Clock:
         self.queue_ns = 0
 
 
-def _serve(queue: SimpleQueue[Ticket[object] | None], clock: _Clock) -> None:
+def _serve(queue: SimpleQueue[Ticket[object] | None], clock: _Clock, threads: int) -> None:
     # PyTorch sets a thread's count to the last one set anywhere when that thread first asks for it,
-    # on its own before the first parallel operation. Asking now makes what is set below stay.
-    current = torch.get_num_threads()
-
-    def set_threads(count: int) -> None:
-        nonlocal current
-        if count != current:
-            torch.set_num_threads(count)
-            current = count
-
+    # on its own before the first parallel operation. Asking now makes what is set here stay.
+    torch.get_num_threads()
+    torch.set_num_threads(threads)
     mark = time.perf_counter_ns()
     with torch.inference_mode():
         while (ticket := queue.get()) is not None:
             start = time.perf_counter_ns()
             clock.queue_ns += start - mark
-            ticket.run(set_threads)
+            ticket.run()
             del ticket  # its value must not live until the next work comes
             mark = time.perf_counter_ns()
             clock.working_ns += mark - start

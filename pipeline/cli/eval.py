@@ -59,6 +59,7 @@ def evaluate(
     from pipeline.cli.folders import HELD_OUT
     from pipeline.cli.opening import Request, open_pipeline
     from pipeline.cli.output import Output
+    from pipeline.cli.progress import progress_bar
     from pipeline.cli.prompts import read_text
     from pipeline.perplexity import perplexity
 
@@ -71,8 +72,13 @@ def evaluate(
             raise usage_error(
                 "--window", window, f"a sequence holds {pipeline.kv_capacity()} tokens"
             )
-        with to.err.status("scoring"):
-            result = perplexity(pipeline, text, window)
+        with progress_bar(to, "scoring", None, "{:.0f} tokens".format) as update:
+            result = perplexity(
+                pipeline,
+                text,
+                window,
+                progress=lambda done, total: update(completed=done, total=total),
+            )
         seconds = time.perf_counter() - start
     if to.wants_json:
         to.document(result.json())

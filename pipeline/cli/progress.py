@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -26,19 +27,20 @@ class _Amount(ProgressColumn):
 
 @contextmanager
 def progress_bar(
-    to: Output, what: str, total: int, unit: Callable[[float], str]
-) -> Iterator[Callable[[int], None]]:
-    """A bar that the yielded function advances, from any thread; it is gone at the end."""
+    to: Output, what: str, total: int | None, unit: Callable[[float], str]
+) -> Iterator[Callable[..., None]]:
+    """A bar that is gone at the end. The function it yields, which any thread may call, takes what
+    `Progress.update` does: `advance=`, or `completed=` and `total=` where that comes late."""
     columns = (TextColumn("{task.description}"), BarColumn(), _Amount(unit), TimeElapsedColumn())
     with Progress(*columns, console=to.err, transient=True, disable=not to.live) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda amount: bar.advance(task, amount)
+        yield partial(bar.update, task)
 
 
 @contextmanager
 def loading(to: Output, total: int) -> Iterator[Callable[[str, int], None]]:
     """A bar over `total` bytes of weights; yields what `LlamaPipeline` reports tensors to."""
     start = time.perf_counter()
-    with progress_bar(to, "loading", total, nbytes_text) as advance:
-        yield lambda name, nbytes: advance(nbytes)
+    with progress_bar(to, "loading", total, nbytes_text) as update:
+        yield lambda name, nbytes: update(advance=nbytes)
     to.remark(f"loaded {nbytes_text(total)} in {seconds_text(time.perf_counter() - start)}")

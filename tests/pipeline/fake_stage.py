@@ -46,7 +46,7 @@ class FakeStage:
     Args:
         config: shape of the whole model.
         spec: this stage's part.
-        seconds: slept in every operation, as a function of its rows.
+        seconds: slept in every computing operation, as a function of its rows.
         num_blocks: of its cache, 4 tokens each.
     """
 
@@ -69,11 +69,12 @@ class FakeStage:
         self.threads_seen: set[tuple[str, int, bool]] = set()
         self.before: Callable[[str, int], None] = lambda operation, number: None
         self.after: Callable[[str, int], None] = lambda operation, number: None
-        self._seconds = seconds
+        self.seconds = seconds
+        self.chore_seconds = 0.0  # slept in prepare, truncate and release
         self._counts: dict[str, int] = {}
 
     def fail(self, operation: str, number: int = 0, *, late: bool = False) -> None:
-        """Raise `Fault` in the `number`-th call of an operation from now, early or after its work."""
+        """Raise `Fault` in the `number`-th call of an operation from now, before or after work."""
         self._counts.clear()
 
         def raise_there(name: str, count: int) -> None:
@@ -115,7 +116,7 @@ class FakeStage:
             return hidden[:, 0].long() % self.config.vocab_size
 
     def prepare(self, seq_id: str, max_tokens: int) -> None:
-        with _Operation(self, "prepare", 1):
+        with _Operation(self, "prepare"):
             self.cache.prepare(seq_id, max_tokens)
 
     def cache_len(self, seq_id: str) -> int:
@@ -125,11 +126,11 @@ class FakeStage:
         return self.cache.kv_capacity
 
     def truncate(self, seq_id: str, new_len: int) -> None:
-        with _Operation(self, "truncate", 1):
+        with _Operation(self, "truncate"):
             self.cache.truncate(seq_id, new_len)
 
     def release(self, seq_id: str) -> None:
-        with _Operation(self, "release", 1):
+        with _Operation(self, "release"):
             self.cache.release(seq_id)
 
     def reset(self) -> None:
@@ -151,9 +152,9 @@ class FakeStage:
 
 
 class _Operation:
-    """Counts, delays and breaks one operation."""
+    """Counts, delays and breaks one operation; a chore has no rows."""
 
-    def __init__(self, stage: FakeStage, name: str, rows: int) -> None:
+    def __init__(self, stage: FakeStage, name: str, rows: int = 0) -> None:
         self._stage = stage
         self._name = name
         self._rows = rows
@@ -166,8 +167,10 @@ class _Operation:
         self._number = stage._counts.get(self._name, 0)
         stage._counts[self._name] = self._number + 1
         stage.before(self._name, self._number)
-        if stage._seconds is not None:
-            time.sleep(stage._seconds(self._rows))
+        if self._rows == 0:
+            time.sleep(stage.chore_seconds)
+        elif stage.seconds is not None:
+            time.sleep(stage.seconds(self._rows))
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:

@@ -96,8 +96,9 @@ def test_hand_overs_are_numbered(link: HostLink) -> None:
     send(link, torch.zeros(1, 8))
     send(link, torch.zeros(1, 8))
     link.wait()  # lost
-    with pytest.raises(BridgeError, match="hand-over 2 came where 1 was expected"), link.receive(
-        link.wait()
+    with (
+        pytest.raises(BridgeError, match="hand-over 2 came where 1 was expected"),
+        link.receive(link.wait()),
     ):
         pass
 

@@ -44,9 +44,13 @@ def test_closing_ends_the_threads() -> None:
 
 
 def test_the_context_closes_also_after_an_error() -> None:
-    with pytest.raises(KeyError), parity_pipeline() as pipeline:
-        pipeline.prefill("a", [1])
-        raise KeyError
+    def fail() -> None:
+        with parity_pipeline() as pipeline:
+            pipeline.prefill("a", [1])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert stage_threads() == set()
 
 
@@ -76,9 +80,13 @@ def test_closing_from_another_thread_ends_the_call_under_way() -> None:
     pipeline = LlamaPipeline(stages, Placement.even(3, 3, mode="overlapped"), threads=1)
     timer = threading.Timer(0.02, pipeline.close)
     timer.start()
-    with pytest.raises(LamellaError, match="closed"):
-        for position in range(100):
+
+    def decode_on() -> None:
+        for position in range(60):
             pipeline.decode_batch([(f"s{row}", 1, position) for row in range(30)])
+
+    with pytest.raises(LamellaError, match="closed"):
+        decode_on()
     timer.join()
     assert stage_threads() == set()
     lengths, free = zip(*footprint(pipeline), strict=True)  # undone there too
@@ -125,9 +133,13 @@ def test_calls_from_many_threads_run_one_at_a_time() -> None:
 
 
 def test_a_call_within_a_call_of_the_same_thread_is_refused() -> None:
-    with parity_pipeline() as pipeline, pipeline._engine._ready():
-        with pytest.raises(LamellaError, match="in the middle of another call of this thread"):
-            pipeline.cache_len("a")
+    message = "in the middle of another call of this thread"
+    with (
+        parity_pipeline() as pipeline,
+        pipeline._engine._ready(),
+        pytest.raises(LamellaError, match=message),
+    ):
+        pipeline.cache_len("a")
 
 
 def test_results_belong_to_the_caller() -> None:

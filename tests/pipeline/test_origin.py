@@ -215,6 +215,6 @@ def test_pipeline_mode_is_parsed_and_has_a_default() -> None:
     assert Placement.even(2, 2).stage_bridge is StageBridge.HOST
     with pytest.raises(
         InvalidInputError,
-        match='^layer_split_pipeline_mode must be batch or overlapped, got "warp"$',
+        match=r'^layer_split_pipeline_mode must be batch or overlapped, got "warp"$',
     ):
         LlamaPipelineMode.parse(" Warp ")

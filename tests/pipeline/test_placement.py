@@ -70,9 +70,7 @@ def test_even_refuses_a_number_of_stages_that_cannot_be(stages: int) -> None:
 
 
 def test_ordinals_must_be_as_many_as_stages() -> None:
-    with pytest.raises(
-        InvalidInputError, match="stage device count 1 must match stage count 2"
-    ):
+    with pytest.raises(InvalidInputError, match="stage device count 1 must match stage count 2"):
         Placement.even(4, 2, ordinals=[0])
 
 

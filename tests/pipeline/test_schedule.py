@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.stage import DecodeRow
+from pipeline.errors import StageError
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement
@@ -78,9 +79,7 @@ def test_rows_come_back_in_order(stages: int, mode: LlamaPipelineMode, rows: int
             pipeline.prefill(f"s{row}", list(range(1 + row % 3)))
         batch = [(f"s{row}", row % 50, 1 + row % 3) for row in range(rows)]
         logits = pipeline.decode_batch(batch, full_logits=True)
-        expected = [
-            fake_logits([*range(1 + row % 3), row % 50], 2 * stages) for row in range(rows)
-        ]
+        expected = [fake_logits([*range(1 + row % 3), row % 50], 2 * stages) for row in range(rows)]
         assert torch.equal(logits, torch.stack(expected))
 
 
@@ -109,6 +108,25 @@ def test_batch_mode_has_one_stage_busy_at_a_time() -> None:
     assert measured["stages_busy_max"] == 1
     assert measured["all_busy_share"] == 0
     assert measured["bubble_share"] > 0.6
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_batch_mode_works_with_one_worker_or_several(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.threads.SHARE_WORKER_IN_BATCH_MODE", shared)
+    with pipeline_of(3, BATCH) as pipeline:
+        assert len(pipeline._engine.crew._workers) == (1 if shared else 3)
+        pipeline.stages[1].fail("decode_hidden", 1)
+        for row in range(2):
+            pipeline.prefill(f"s{row}", [1, 2, row])
+        decode = [("s0", 4, 3), ("s1", 5, 3)]
+        pipeline.decode_batch([("other", 1, 0)])
+        with pytest.raises(StageError, match="stage 1 failed in decode_hidden"):
+            pipeline.decode_batch(decode)
+        pipeline.stages[1].mend()
+        expected = [fake_logits([1, 2, row, 4 + row], 6) for row in range(2)]
+        assert torch.equal(pipeline.decode_batch(decode), torch.stack(expected))
 
 
 def test_every_stage_works_in_its_own_thread_with_its_own_count() -> None:

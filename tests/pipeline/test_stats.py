@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import torch
 
-from pipeline.bridge import BridgeTiming
+from pipeline.bridge import BridgeTiming, HostLink
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.placement import Placement
 from pipeline.schedule import Plan
@@ -14,16 +18,6 @@ from pipeline.stats import DecodeCall, DecodeStats, micros
 from pipeline.trace import Span, StageTrace, concurrency
 from tests.pipeline.building import parity_pipeline
 from tests.pipeline.fake_stage import HIDDEN, fake_stages
-
-ORIGIN_KEYS = """
-calls overlapped_calls rows max_batch last_batch microbatch_count_max microbatch_count_last
-microbatch_size_max microbatch_size_last in_flight_stage_count_max in_flight_stage_count_last
-queue_depth_max queue_depth_last host_bridge_bytes_total host_bridge_bytes_last
-host_bridge_bytes_avg bridge_us_total bridge_us_last bridge_us_avg host_copy_us_total
-host_copy_us_last host_copy_us_avg device_copy_us_total device_copy_us_last device_copy_us_avg
-stage_us_total stage_us_last stage_us_avg logits_us_total logits_us_last logits_us_avg
-total_us_total total_us_last total_us_avg
-""".split()
 
 
 def trace(
@@ -42,9 +36,49 @@ WHOLE = Plan(3, 1, in_flight_stages=1, queue_depth=0)
 CUT = Plan(8, 2, in_flight_stages=2, queue_depth=1)
 
 
+# Every key of the origin's `PipelineDecodeStats::json`, in its order, after call(16, CUT) and
+# call(3, WHOLE).
+TWO_CALLS = {
+    "calls": 2,
+    "overlapped_calls": 1,
+    "rows": 19,
+    "max_batch": 16,
+    "last_batch": 3,
+    "microbatch_count_max": 2,
+    "microbatch_count_last": 1,
+    "microbatch_size_max": 8,
+    "microbatch_size_last": 3,
+    "in_flight_stage_count_max": 2,
+    "in_flight_stage_count_last": 1,
+    "queue_depth_max": 1,
+    "queue_depth_last": 0,
+    "host_bridge_bytes_total": 19 * 32,
+    "host_bridge_bytes_last": 3 * 32,
+    "host_bridge_bytes_avg": 19 * 32 // 2,
+    "bridge_us_total": 4,
+    "bridge_us_last": 2,
+    "bridge_us_avg": 2,
+    "host_copy_us_total": 2,
+    "host_copy_us_last": 1,
+    "host_copy_us_avg": 1,
+    "device_copy_us_total": 1,
+    "device_copy_us_last": 1,
+    "device_copy_us_avg": 1,
+    "stage_us_total": [10, 7],
+    "stage_us_last": [5, 4],
+    "stage_us_avg": [5, 4],
+    "logits_us_total": 2,
+    "logits_us_last": 1,
+    "logits_us_avg": 1,
+    "total_us_total": 20,
+    "total_us_last": 10,
+    "total_us_avg": 10,
+}
+
+
 def test_keys_are_the_origins_and_measured() -> None:
     stats = DecodeStats(2).json()
-    assert list(stats) == [*ORIGIN_KEYS, "measured"]
+    assert list(stats) == [*TWO_CALLS, "measured"]
 
 
 def test_nothing_is_known_before_the_first_call() -> None:
@@ -62,43 +96,7 @@ def test_calls_add_up() -> None:
     stats.record(call(16, CUT))
     stats.record(call(3, WHOLE))
     got = stats.json()
-    expected = {
-        "calls": 2,
-        "overlapped_calls": 1,
-        "rows": 19,
-        "max_batch": 16,
-        "last_batch": 3,
-        "microbatch_count_max": 2,
-        "microbatch_count_last": 1,
-        "microbatch_size_max": 8,
-        "microbatch_size_last": 3,
-        "in_flight_stage_count_max": 2,
-        "in_flight_stage_count_last": 1,
-        "queue_depth_max": 1,
-        "queue_depth_last": 0,
-        "host_bridge_bytes_total": 19 * 32,
-        "host_bridge_bytes_last": 3 * 32,
-        "host_bridge_bytes_avg": 19 * 32 // 2,
-        "bridge_us_total": 4,
-        "bridge_us_last": 2,
-        "bridge_us_avg": 2,
-        "host_copy_us_total": 2,
-        "host_copy_us_last": 1,
-        "host_copy_us_avg": 1,
-        "device_copy_us_total": 1,
-        "device_copy_us_last": 1,
-        "device_copy_us_avg": 1,
-        "stage_us_total": [10, 7],
-        "stage_us_last": [5, 4],
-        "stage_us_avg": [5, 4],
-        "logits_us_total": 2,
-        "logits_us_last": 1,
-        "logits_us_avg": 1,
-        "total_us_total": 20,
-        "total_us_last": 10,
-        "total_us_avg": 10,
-    }
-    assert {key: got[key] for key in expected} == expected
+    assert {key: got[key] for key in TWO_CALLS} == TWO_CALLS
     assert got["measured"] == {
         "stages_busy_max": 2,
         "stages_busy_max_last": 2,
@@ -132,9 +130,7 @@ def test_microseconds_are_rounded_up(nanoseconds: int, expected: int) -> None:
         ([[], []], 0, 0),
     ],
 )
-def test_concurrency_is_swept_from_spans(
-    spans: list[list[Span]], most: int, all_busy: int
-) -> None:
+def test_concurrency_is_swept_from_spans(spans: list[list[Span]], most: int, all_busy: int) -> None:
     measured = concurrency([trace(0, busy) for busy in spans])
     assert (measured.stages_busy_max, measured.all_busy_ns) == (most, all_busy)
 
@@ -143,7 +139,7 @@ def test_the_snapshot_has_the_origins_keys() -> None:
     with parity_pipeline() as pipeline:
         snapshot = pipeline.cache_metrics_snapshot()
     decode = snapshot.pop("pipeline_decode")
-    assert set(decode) == {*ORIGIN_KEYS, "measured"}
+    assert set(decode) == {*TWO_CALLS, "measured"}
     assert snapshot == {
         "position": "llama-layer-split-pipeline",
         "stage_count": 2,
@@ -176,6 +172,35 @@ def test_stage_times_cover_compute_and_total_covers_everything() -> None:
     assert all(part >= 10_000 for part in parts)
     assert sum(parts) <= decode["total_us_last"]
     assert decode["bridge_us_last"] < 10_000  # waiting for the other stage is not part of it
+
+
+def test_receiving_is_part_of_the_stages_time_and_sending_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow_us = 20_000
+    receive = HostLink.receive
+
+    @contextmanager
+    def slow_receive(link: HostLink, envelope: object) -> Iterator[tuple[object, BridgeTiming]]:
+        with receive(link, envelope) as (hidden, timing):
+            time.sleep(slow_us / 1e6)
+            yield hidden, timing + BridgeTiming(slow_us * 1000)
+
+    def slow_copy(link: HostLink, into: torch.Tensor, hidden: torch.Tensor) -> None:
+        time.sleep(3 * slow_us / 1e6)
+        into.copy_(hidden)
+
+    placement = Placement.even(2, 2, mode="batch")
+    with LlamaPipeline(fake_stages([1, 1]), placement, threads=1) as pipeline:
+        monkeypatch.setattr(HostLink, "receive", slow_receive)
+        monkeypatch.setattr(HostLink, "_copy", slow_copy)
+        pipeline.decode("a", 1, 0)
+        decode = pipeline.cache_metrics_snapshot()["pipeline_decode"]
+    assert decode["stage_us_last"][0] < 3 * slow_us
+    assert slow_us <= decode["stage_us_last"][1] < 3 * slow_us
+    assert decode["host_copy_us_last"] >= 3 * slow_us
+    assert decode["bridge_us_last"] >= 4 * slow_us
+    assert all(busy >= slow_us for busy in decode["measured"]["busy_us_last"])
 
 
 def test_what_is_no_decode_call_is_not_counted() -> None:

@@ -134,9 +134,7 @@ def test_the_first_of_several_failures_is_told() -> None:
     with pipeline:
         for stage, operation in zip(stages, ("decode_tokens", *["decode_hidden"] * 2), strict=True):
             stage.fail(operation, 1)
-        expect_failure(
-            pipeline, lambda: pipeline.decode_batch(batch_of(30)), 0, "decode_tokens", 1
-        )
+        expect_failure(pipeline, lambda: pipeline.decode_batch(batch_of(30)), 0, "decode_tokens", 1)
         expect_all_well(pipeline, stages, 30)
 
 
@@ -191,6 +189,29 @@ def test_a_stage_that_cannot_restore_breaks_the_pipeline_until_reset() -> None:
         for _ in range(2):
             with pytest.raises(LamellaError, match=r"reset\(\) makes the pipeline usable again"):
                 pipeline.cache_len("old")
+        pipeline.reset()
+        assert footprint(pipeline) == [({}, 256)] * 3
+        assert pipeline.decode("fresh", 1, 0).shape == (50,)
+
+
+def test_a_result_that_cannot_be_recorded_undoes_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, stages = fake_pipeline("batch")
+    with pipeline:
+        before = footprint(pipeline)
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline._engine._profile, "record", lambda *call: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                pipeline.decode_batch(batch_of(3))
+        assert footprint(pipeline) == before
+        assert pipeline.cache_metrics_snapshot()["pipeline_decode"]["calls"] == 0
+        expect_all_well(pipeline, stages, 3)
+
+
+def test_reset_mends_also_what_still_waits_to_be_undone() -> None:
+    pipeline, _ = fake_pipeline("batch")
+    with pipeline:
+        pipeline._engine._unfinished = lambda: 1 / 0
+        pipeline._engine.abandon(["old"])
         pipeline.reset()
         assert footprint(pipeline) == [({}, 256)] * 3
         assert pipeline.decode("fresh", 1, 0).shape == (50,)

@@ -47,12 +47,18 @@ def test_results_and_errors_come_back(worker: StageWorker) -> None:
     assert worker.submit(lambda: "goes on").result() == "goes on"
 
 
-def test_torch_runs_in_inference_mode_with_the_asked_threads(worker: StageWorker) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_torch_runs_in_inference_mode_with_the_asked_threads(count: int) -> None:
     mine = torch.get_num_threads()
-    assert worker.submit(torch.is_inference_mode_enabled).result()
-    for count in (2, 1, 3):
-        assert worker.submit(torch.get_num_threads, count).result() == count
-    assert torch.get_num_threads() == mine
+    worker = StageWorker("worker-under-test", count)
+    try:
+        torch.set_num_threads(mine)  # what others set later does not matter
+        assert worker.submit(torch.is_inference_mode_enabled).result()
+        assert worker.submit(torch.get_num_threads).result() == count
+        assert torch.get_num_threads() == mine
+    finally:
+        worker.close()
+        torch.set_num_threads(mine)
 
 
 def test_waiting_inside_work_counts_as_idle(worker: StageWorker) -> None:
@@ -139,24 +145,32 @@ def test_usable_cores_respect_openmps_limit(monkeypatch: pytest.MonkeyPatch) -> 
     assert usable_cores() == 8
 
 
-def test_overlapped_stages_have_a_worker_each() -> None:
-    assert worker_of_stage(OVERLAPPED, 3) == [0, 1, 2]
+def test_stages_share_a_worker_where_they_run_in_turn_with_equal_threads() -> None:
+    assert worker_of_stage(OVERLAPPED, [2, 2, 2]) == [0, 1, 2]
+    assert worker_of_stage(BATCH, [2, 2, 2]) == [0, 0, 0]
+    assert worker_of_stage(BATCH, [2, 1, 2]) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "threads", "names"),
+    [
+        (BATCH, [3, 3, 3], {"lamella-stages"}),
+        (BATCH, [1, 3, 2], {f"lamella-stage-{stage}" for stage in range(3)}),
+        (OVERLAPPED, [3, 3, 3], {f"lamella-stage-{stage}" for stage in range(3)}),
+        (BATCH, [3], {"lamella-stage-0"}),
+    ],
+)
 def test_a_crew_serves_every_stage_with_its_threads(
-    shared: bool, monkeypatch: pytest.MonkeyPatch
+    mode: LlamaPipelineMode, threads: list[int], names: set[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.threads.SHARE_WORKER_IN_BATCH_MODE", shared)
     mine = torch.get_num_threads()
-    crew = Crew(BATCH, [1, 3, 2])
+    crew = Crew(mode, threads)
     try:
-        seen = [crew.submit(stage, torch.get_num_threads).result() for stage in (0, 1, 2, 0)]
-        workers = {crew.worker(stage).name for stage in range(3)}
+        stages = range(len(threads))
+        assert [crew.submit(stage, torch.get_num_threads).result() for stage in stages] == threads
+        assert {crew.worker(stage).name for stage in stages} == names
     finally:
         assert crew.close() == []
-    assert seen == [1, 3, 2, 1]
-    assert len(workers) == (1 if shared else 3)
     assert torch.get_num_threads() == mine
     other: list[int] = []  # a thread that meets torch later gets the caller's count too
     thread = threading.Thread(target=lambda: other.append(torch.get_num_threads()))

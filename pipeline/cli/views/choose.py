@@ -25,8 +25,8 @@ def view_for(to: Output, rows: Sequence[Row], max_new_tokens: int) -> Iterator[V
         below = None if to.wants_json else Blocks(rows)
         with progress_bar(
             to, "generating", len(rows) * max_new_tokens, lambda count: f"{count:.0f} tokens"
-        ) as advance:
-            yield Counted(below, max_new_tokens, advance)
+        ) as update:
+            yield Counted(below, max_new_tokens, lambda amount: update(advance=amount))
     elif len(rows) > 1:
         with Panels(to, rows) as panels:
             yield panels

@@ -1,0 +1,255 @@
+"""Any sequence of calls, good, bad and failing, keeps a split pipeline in step with a whole one.
+
+Invariants after every step: all stages hold the same lengths, which are those of a plain model of
+the calls; no block is lost; and logits equal the whole model's, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kernels.errors import CapacityError
+from model.cache import blocks_for
+from model.config import LlamaConfig
+from pipeline.errors import StageError
+from pipeline.llama_pipeline import LlamaPipeline
+from pipeline.schedule import plan_decode
+from tests.pipeline.fake_stage import Fault
+from tests.pipeline.random_model import RandomModel
+
+LAYERS, VOCAB, LONGEST, KV_TOKENS = 3, 11, 20, 160
+IDS = [f"s{number}" for number in range(24)]
+SUBSETS = st.sets(st.sampled_from(IDS), min_size=1) | st.just(set(IDS))
+CONFIG = LlamaConfig(
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    vocab_size=VOCAB,
+    max_position_embeddings=LONGEST,
+)
+
+
+class PipelineMachine(RuleBasedStateMachine):
+    """A split pipeline, a whole one that never fails, and the lengths that both should have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: dict[str, int] = {}
+        self.reserved: dict[str, int] = {}  # blocks
+        self.split: LlamaPipeline | None = None
+        self.whole: LlamaPipeline | None = None
+
+    @initialize(
+        splits=st.sampled_from([[1, 2], [2, 1], [1, 1, 1]]),
+        mode=st.sampled_from(["overlapped", "batch"]),
+        kv_dtype=st.sampled_from(["fp32", "fp16", "bf16", "int8"]),
+        dtype=st.sampled_from(["fp32", "bf16"]),
+        block_size=st.integers(1, 6),
+    )
+    def build(
+        self, splits: list[int], mode: str, kv_dtype: str, dtype: str, block_size: int
+    ) -> None:
+        model = RandomModel(CONFIG, 3, dtype, kv_dtype, block_size, "cpu")
+        self.split = model.pipeline(splits, mode, kv_tokens=KV_TOKENS)
+        self.whole = model.pipeline([LAYERS], kv_tokens=KV_TOKENS)
+        self.block_size = block_size
+
+    def teardown(self) -> None:
+        for pipeline in (self.split, self.whole):
+            if pipeline is not None:
+                pipeline.close()
+
+    # What should be
+
+    @property
+    def num_blocks(self) -> int:
+        return blocks_for(KV_TOKENS, self.block_size)
+
+    def held(self, seq_id: str) -> int:
+        used = blocks_for(self.lengths.get(seq_id, 0), self.block_size)
+        return max(used, self.reserved.get(seq_id, 0))
+
+    def free(self) -> int:
+        return self.num_blocks - sum(self.held(seq_id) for seq_id in self.lengths)
+
+    def fits(self, appends: dict[str, int]) -> bool:
+        needed = 0
+        for seq_id, count in appends.items():
+            total = self.lengths.get(seq_id, 0) + count
+            if total > LONGEST:
+                return False
+            needed += max(0, blocks_for(total, self.block_size) - self.held(seq_id))
+        return needed <= self.free()
+
+    def append(self, appends: dict[str, int]) -> None:
+        for seq_id, count in appends.items():
+            self.lengths[seq_id] = self.lengths.get(seq_id, 0) + count
+
+    def batch(self, ids: set[str], token: int) -> list[tuple[str, int, int]]:
+        return [
+            (seq_id, (token + row) % VOCAB, self.lengths.get(seq_id, 0))
+            for row, seq_id in enumerate(sorted(ids))
+        ]
+
+    def on_both(self, name: str, *arguments: Any) -> None:
+        for pipeline in (self.split, self.whole):
+            getattr(pipeline, name)(*arguments)
+
+    # Calls
+
+    @rule(seq_id=st.sampled_from(IDS), count=st.integers(1, 12), token=st.integers(0, VOCAB - 1))
+    def prefill(self, seq_id: str, count: int, token: int) -> None:
+        """Of a new sequence or one that is there."""
+        tokens = [(token + 3 * place) % VOCAB for place in range(count)]
+        if not self.fits({seq_id: count}):
+            with pytest.raises(CapacityError):
+                self.split.prefill(seq_id, tokens)
+            return
+        assert torch.equal(self.split.prefill(seq_id, tokens), self.whole.prefill(seq_id, tokens))
+        self.append({seq_id: count})
+
+    @rule(ids=SUBSETS, token=st.integers(0, VOCAB - 1), greedy=st.booleans())
+    def decode(self, ids: set[str], token: int, greedy: bool) -> None:
+        """Of any subset, new sequences among them."""
+        batch = self.batch(ids, token)
+        if not self.fits(dict.fromkeys(ids, 1)):
+            with pytest.raises(CapacityError):
+                self.split.decode_batch(batch)
+            return
+        got = self.split.decode_greedy(batch) if greedy else self.split.decode_batch(batch)
+        mode, stages = self.split.placement.mode, len(self.split.stages)
+        size = plan_decode(mode, stages, len(batch)).microbatch_size
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        expected = torch.cat([self.whole.decode_batch(part) for part in parts])
+        assert torch.equal(got, expected.argmax(1) if greedy else expected)
+        self.append(dict.fromkeys(ids, 1))
+
+    @rule(seq_id=st.sampled_from(IDS), length=st.integers(0, LONGEST))
+    def truncate(self, seq_id: str, length: int) -> None:
+        self.on_both("truncate_kv", seq_id, length)
+        if seq_id in self.lengths:
+            self.lengths[seq_id] = min(length, self.lengths[seq_id])
+
+    @rule(seq_id=st.sampled_from(IDS))
+    def release(self, seq_id: str) -> None:
+        self.on_both("release", seq_id)
+        self.lengths.pop(seq_id, None)
+        self.reserved.pop(seq_id, None)
+
+    @rule(seq_id=st.sampled_from(IDS), count=st.integers(0, LONGEST))
+    def prepare(self, seq_id: str, count: int) -> None:
+        blocks = blocks_for(count, self.block_size)
+        if max(0, blocks - self.held(seq_id)) > self.free():
+            with pytest.raises(CapacityError):
+                self.split.prepare(seq_id, count)
+            return
+        self.on_both("prepare", seq_id, count)
+        self.lengths.setdefault(seq_id, 0)
+        self.reserved[seq_id] = max(blocks, self.reserved.get(seq_id, 0))
+
+    @rule()
+    def reset(self) -> None:
+        self.on_both("reset")
+        self.lengths.clear()
+        self.reserved.clear()
+
+    @rule(tokens=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=LONGEST))
+    def score(self, tokens: list[int]) -> None:
+        if self.fits({"another": len(tokens)}):
+            assert torch.equal(self.split.score(tokens), self.whole.score(tokens))
+
+    @precondition(lambda self: self.lengths)
+    @rule(ids=SUBSETS, off=st.sampled_from([-1, 1, 5]))
+    def bad_position(self, ids: set[str], off: int) -> None:
+        *good, (seq_id, token, position) = self.batch(ids, 0)
+        with pytest.raises(ValueError, match="its position must be"):
+            self.split.decode_batch([*good, (seq_id, token, position + off)])
+
+    # Failures
+
+    @rule(
+        data=st.data(),
+        ids=SUBSETS,
+        late=st.booleans(),
+        prefill=st.booleans(),
+        head=st.booleans(),
+        number=st.integers(0, 2),
+    )
+    def failing_stage(
+        self, data: st.DataObject, ids: set[str], late: bool, prefill: bool, head: bool, number: int
+    ) -> None:
+        """Some operation of some stage fails, before or after it wrote, in some microbatch."""
+        stages = self.split.stages
+        index = len(stages) - 1 if head else data.draw(st.integers(0, len(stages) - 1))
+        appends = {min(ids): 7} if prefill else dict.fromkeys(ids, 1)
+        if not self.fits(appends):
+            return
+        microbatches = 1
+        if not prefill:
+            plan = plan_decode(self.split.placement.mode, len(stages), len(ids))
+            microbatches = plan.microbatch_count
+        what = "prefill" if prefill else "decode"
+        operation = "logits" if head else f"{what}_{'hidden' if index else 'tokens'}"
+        number %= microbatches
+        broken = failing(stages[index], operation, number, late)
+        with broken, pytest.raises(StageError) as caught:  # noqa: PT012
+            if prefill:
+                self.split.prefill(min(ids), list(range(7)))
+            else:
+                self.split.decode_batch(self.batch(ids, 1))
+        error = caught.value
+        assert (error.stage, error.operation) == (index, operation)
+        assert error.microbatch == number
+
+    # What must hold
+
+    @invariant()
+    def stages_agree(self) -> None:
+        if self.split is None:
+            return
+        for stage in (*self.split.stages, *self.whole.stages):
+            ids = stage.cache.sequence_ids()
+            assert {seq_id: stage.cache_len(seq_id) for seq_id in ids} == self.lengths
+            assert stage.cache.free_blocks == self.free()
+
+
+class failing:
+    """Makes the `number`-th call of a stage's operation fail."""
+
+    def __init__(self, stage: Any, operation: str, number: int, late: bool) -> None:
+        self.stage, self.operation, self.number, self.late = stage, operation, number, late
+
+    def __enter__(self) -> None:
+        whole, calls = getattr(self.stage, self.operation), iter(range(100))
+
+        def call(*arguments: Any) -> torch.Tensor:
+            broken = next(calls) == self.number
+            if broken and not self.late:
+                raise Fault("early")
+            result = whole(*arguments)
+            if broken:
+                raise Fault("late")
+            return result
+
+        setattr(self.stage, self.operation, call)
+
+    def __exit__(self, *_: object) -> None:
+        delattr(self.stage, self.operation)
+
+
+TestPipelineMachine = PipelineMachine.TestCase
+TestPipelineMachine.settings = settings(
+    max_examples=50,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
