@@ -70,7 +70,8 @@ def _decode(out: Tensor, q: Tensor, pool: KVPool, group: DecodeGroup, options: _
         compute = torch.bfloat16 if group.length <= _BF16_LENGTH else compute
     queries = (q if group.rows is None else q[group.rows]).to(compute)  # [R, Hkv, G, D]
     count, heads, _, dim = queries.shape
-    step = max(1, _portion() // (group.length * heads * dim))
+    converted = pool.k.dtype != compute
+    step = max(1, _portion() // (group.length * heads * dim)) if converted else count
     results = []
     for begin in range(0, count, step):
         rows = slice(begin, begin + step)
@@ -85,7 +86,9 @@ def _decode(out: Tensor, q: Tensor, pool: KVPool, group: DecodeGroup, options: _
                 mask,
                 options,
             )
-            for some_heads in _head_portions(slots.numel(), heads, dim)
+            for some_heads in (
+                _head_portions(slots.numel(), heads, dim) if converted else [slice(0, heads)]
+            )
         ]
         results.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
     result = results[0] if len(results) == 1 else torch.cat(results)

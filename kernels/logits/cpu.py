@@ -14,14 +14,22 @@ _BLOCK = 256
 
 def logits(hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear) -> Tensor:
     """See `kernels.logits.logits`."""
-    y = rms_norm(hidden, norm_weight, eps, out_dtype=head.dtype)
-    assert isinstance(y, Tensor)
-    return linear(y, head).to(torch.promote_types(head.dtype, torch.float32))
+    scores = _scores(hidden, norm_weight, eps, head)
+    return scores.to(torch.promote_types(head.dtype, torch.float32))
 
 
 def greedy(hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear) -> Tensor:
     """See `kernels.logits.greedy`."""
-    return first_maximum(logits(hidden, norm_weight, eps, head))
+    # In the head's dtype, as widening changes no order: a float32 copy of 32 rows of 128256 scores
+    # costs 18 ms of page faults.
+    return first_maximum(_scores(hidden, norm_weight, eps, head))
+
+
+def _scores(hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear) -> Tensor:
+    """[B, V] in the head's dtype."""
+    y = rms_norm(hidden, norm_weight, eps, out_dtype=head.dtype)
+    assert isinstance(y, Tensor)
+    return linear(y, head)
 
 
 def first_maximum(scores: Tensor) -> Tensor:
