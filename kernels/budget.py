@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -44,22 +43,18 @@ def judge(
     if not actual.is_floating_point():
         wrong = (actual != oracle).double()
         return Verdict(output, float(wrong.sum()), 0.0, float(wrong.sum()), 0.0)
-    if actual.shape != oracle.shape:
+    if actual.shape != oracle.shape or actual.dtype != reference.dtype:
         return Verdict(output, float("nan"), 0.0, float("nan"), 0.0)
     if actual.numel() == 0:
         return Verdict(output, 0.0, 0.0, 0.0, 0.0)
     exact = oracle.double()
     error, baseline = ((x.double() - exact).abs() for x in (actual, reference))
-    # Even a perfect result is rounded once: half a unit in the last place of its dtype.
-    half_ulp = torch.finfo(actual.dtype).eps / 2
+    # Even a perfect result is rounded once.
+    rounding = (exact.to(reference.dtype).double() - exact).abs()
     return Verdict(
         output,
         max_error=float(error.max()),
-        max_budget=max(
-            budget.max_factor * float(baseline.max()), half_ulp * float(exact.abs().max())
-        ),
+        max_budget=max(budget.max_factor * float(baseline.max()), float(rounding.max())),
         mean_error=float(error.mean()),
-        mean_budget=max(
-            budget.mean_factor * float(baseline.mean()), half_ulp * float(exact.abs().mean())
-        ),
+        mean_budget=max(budget.mean_factor * float(baseline.mean()), float(rounding.mean())),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,14 +66,19 @@ class KVLayout:
         scale_shape = (num_blocks, self.block_size, self.num_kv_heads)
         shape = (*scale_shape, self.head_dim)
 
-        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            with torch.inference_mode(False):  # else it could not be written outside that mode
-                return torch.zeros(shape, dtype=dtype, device=device)
-
-        k, v = zeros(shape, self.torch_dtype), zeros(shape, self.torch_dtype)
+        k, v = (_zeros(shape, self.torch_dtype, device) for _ in "kv")
         if not self.quantized:
             return KVPool(self, k, v)
-        return KVPool(self, k, v, *(zeros(scale_shape, torch.float32) for _ in "kv"))
+        return KVPool(self, k, v, *(_zeros(scale_shape, torch.float32, device) for _ in "kv"))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """Zeros; on a CPU from numpy, whose zeros take no memory until they are written."""
+    with torch.inference_mode(False):  # else they could not be written outside that mode
+        if torch.device(device).type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        nbytes = math.prod(shape) * dtype.itemsize
+        return torch.from_numpy(np.zeros(nbytes, np.uint8)).view(dtype).view(shape)
 
 
 @dataclass(frozen=True, eq=False)

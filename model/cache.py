@@ -125,8 +125,11 @@ class PagedKVCache:
         are as before. Raises what `check_append` raises, before anything changes.
         """
         known, counts, needed = self._plan(requests)
-        fresh = [seq_id for seq_id, present in zip([r[0] for r in requests], known, strict=True)
-                 if not present]
+        fresh = [
+            seq_id
+            for seq_id, present in zip([r[0] for r in requests], known, strict=True)
+            if not present
+        ]
         for seq_id in fresh:
             self._create(seq_id)
         rows = np.fromiter((self._rows[r[0]] for r in requests), np.int64, len(requests))

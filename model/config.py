@@ -91,6 +91,11 @@ class LlamaConfig:
             raise InvalidInputError(f"head_dim is {self.head_dim}, expected an even number")
         if self._is_dynamic and self.head_dim == 2:  # its base grows by a power of D / (D - 2)
             raise InvalidInputError("head_dim is 2, dynamic rope scaling needs at least 4")
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "yarn" and self.rope_theta <= 1:
+            raise InvalidInputError(
+                f"rope_theta is {self.rope_theta}, yarn rope scaling needs more than 1"
+            )
         self._check_layer_types()
 
     def _check_layer_types(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +76,10 @@ class RopeScaling:
             )
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
             value = getattr(self, name)
-            if value is not None and not is_number(value):
+            if value is not None and not (is_number(value) and math.isfinite(value)):
                 raise InvalidInputError(
-                    f"{name} of {self.kind} rope scaling is {value!r}, expected a number or null"
+                    f"{name} of {self.kind} rope scaling is {value!r}, expected a finite number "
+                    "or null"
                 )
 
 

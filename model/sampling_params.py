@@ -36,7 +36,8 @@ class SamplingParams:
             ("temperature", 0.0, math.inf, "from 0"),
             ("top_p", _ABOVE_0, 1.0, "above 0 and at most 1"),
             ("min_p", 0.0, 1.0, "from 0 to 1"),
-            ("repetition_penalty", _ABOVE_0, math.inf, "above 0"),
+            # Beyond these a penalised float32 logit may overflow or vanish.
+            ("repetition_penalty", 1e-3, 1e3, "from 0.001 to 1000"),
         ):
             value = getattr(self, name)
             if not is_number(value) or not least <= value <= most or math.isinf(value):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from kernels.dispatch import resolve_impl
@@ -20,6 +21,7 @@ from kernels.linear import PackedLinear
 from kernels.logits import greedy, logits
 from model.cache import PagedBatch, PagedKVCache
 from model.config import LlamaConfig
+from model.config_values import is_int
 from model.layers import decoder_layer
 from model.rope import RopeTable
 from model.stage_weights import StageWeights, load_stage_weights, resolve_dtype, resolve_kv_dtype
@@ -122,7 +124,17 @@ class LlamaStage:
         source = _open(checkpoint)
         config = source.config
         spec.validate(config)
-        device = torch.device(device)
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InvalidInputError(f"device is {device!r}, expected cpu or cuda:N") from error
+        for name, value in (
+            ("block_size", block_size),
+            ("kv_tokens", kv_tokens),
+            ("max_seq_len", max_seq_len),
+        ):
+            if value is not None and not is_int(value):
+                raise InvalidInputError(f"{name} is {value!r}, expected an integer")
         impl = resolve_impl(impl, device)
         limit = config.max_seq_len
         if max_seq_len is None:
@@ -161,7 +173,9 @@ class LlamaStage:
 
     def __repr__(self) -> str:
         ends = "".join(
-            f", {name}" for name, has in (("embed", self.spec.embed), ("head", self.spec.head)) if has
+            f", {name}"
+            for name, has in (("embed", self.spec.embed), ("head", self.spec.head))
+            if has
         )
         return (
             f"LlamaStage(layers={self.spec.layers.start}-{self.spec.layers.stop - 1}{ends}, "
@@ -172,6 +186,11 @@ class LlamaStage:
     def device(self) -> torch.device:
         """Where the stage computes."""
         return self.cache.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.weights.layers[0].qkv.dtype
 
     @property
     def layout(self) -> KVLayout:
@@ -219,7 +238,7 @@ class LlamaStage:
 
     @torch.inference_mode()
     def decode_hidden(self, batch: Sequence[DecodeRow], hidden: torch.Tensor) -> torch.Tensor:
-        """As `decode_tokens` for a later stage: `hidden` [B, H] float32 comes from the one before."""
+        """As `decode_tokens` for a later stage; `hidden` [B, H] float32 is the earlier one's."""
         self._check_hidden(hidden, len(batch))
         self._check_positions(batch)
         with self.cache.append([(row[0], 1) for row in batch]) as paged:
@@ -296,9 +315,13 @@ class LlamaStage:
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not len(tokens):
             raise InvalidInputError("no tokens: a call needs at least one")
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InvalidInputError(f"tokens are {tokens!r}, expected a list of integers")
         vocab = self.config.vocab_size
-        if min(tokens) < 0 or max(tokens) >= vocab:
-            bad = next(token for token in tokens if not 0 <= token < vocab)
+        outside = (ids < 0) | (ids >= vocab)
+        if outside.any():
+            bad = ids[outside.argmax()]
             raise InvalidInputError(f"token id {bad} is outside the vocabulary of {vocab}")
 
     def _check_positions(self, batch: Sequence[DecodeRow]) -> None:
@@ -314,7 +337,8 @@ class LlamaStage:
         if (
             hidden.ndim != 2
             or hidden.shape[1] != self.config.hidden_size
-            or (hidden.shape[0] != rows if rows is not None else not hidden.shape[0])
+            or not hidden.shape[0]
+            or (rows is not None and hidden.shape[0] != rows)
             or hidden.dtype != torch.float32
             or hidden.device.type != self.device.type
         ):

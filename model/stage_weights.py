@@ -1,4 +1,4 @@
-"""Reading a stage's weights: only its own tensors, largest first, each packed as soon as it is read."""
+"""Reading a stage's weights: its own tensors only, largest first, each packed once it is read."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from kernels import decode_mlp, linear
-from kernels.errors import InvalidInputError
+from kernels.errors import CheckpointError, InvalidInputError
+from kernels.layout import KV_DTYPES
 from kernels.linear import PackedLinear
 from model.layers import LayerWeights
+from model.weight_names import EMBEDDING
 from model.weights import WeightSource
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-KV_DTYPES = (*DTYPES, "int8")
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -97,15 +96,21 @@ def load_stage_weights(
         if progress is not None:
             progress(name, source.nbytes(name))
 
-    def tensor(name: str, dtype: torch.dtype = dtype) -> torch.Tensor:
-        value = source.tensor(name).to(device, dtype)
+    def cast(name: str, value: torch.Tensor) -> torch.Tensor:
+        result = value.to(device, dtype)
+        if dtype == torch.float16 and value.dtype != dtype and not bool(result.isfinite().all()):
+            raise CheckpointError(f"{name} has values that float16 cannot hold; use bf16 or fp32")
+        return result
+
+    def tensor(name: str) -> torch.Tensor:
+        value = cast(name, source.tensor(name))
         report(name)
         return value
 
     def packed(name: str, keep_rows: bool = False) -> PackedLinear:
         weight, bias = source.linear(name)
-        bias = None if bias is None else bias.to(device, dtype)
-        result = linear.pack(weight.to(device, dtype), bias, impl=impl, keep_rows=keep_rows)
+        bias = None if bias is None else cast(name, bias)
+        result = linear.pack(cast(name, weight), bias, impl=impl, keep_rows=keep_rows)
         report(name)
         return result
 

@@ -54,7 +54,7 @@ def load_pieces(
     See `LlamaPipeline.from_pretrained` for the arguments; `stage_options` go to
     `LlamaStage.load`. If anything fails, no worker stays behind.
     """
-    folder = Path(bundled_model_path() if path is None else path)
+    folder = Path(bundled_model_path() if path is None else path).expanduser()
     checkpoint = Checkpoint.open(folder)
     placement = place(checkpoint.config.num_hidden_layers, stages, splits, devices, mode)
     placed_on = resolve_devices(placement.stage_device_ordinals, impl)

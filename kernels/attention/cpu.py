@@ -2,8 +2,8 @@
 
 The query heads of a kv head act as queries of one head, so that K and V are never repeated. Maths
 is in float32: K and V are converted after the gather, in portions that stay in the cache, where
-torch's float32 kernel is as fast as its bfloat16 one, and five times its float16 one. Short bfloat16
-sequences go without that conversion, which would cost them a third.
+torch's float32 kernel is as fast as its bfloat16 one, and five times its float16 one. Short
+bfloat16 sequences go without that conversion, which would cost them a third.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def _decode(out: Tensor, q: Tensor, pool: KVPool, group: DecodeGroup, options: _
         compute = torch.bfloat16 if group.length <= _BF16_LENGTH else compute
     queries = (q if group.rows is None else q[group.rows]).to(compute)  # [R, Hkv, G, D]
     count, heads, _, dim = queries.shape
-    converted = pool.k.dtype != compute
-    step = max(1, _portion() // (group.length * heads * dim)) if converted else count
+    # Short bfloat16 sequences are used as stored; all else goes in portions that fit the cache.
+    whole = pool.k.dtype == compute == torch.bfloat16
+    step = count if whole else max(1, _portion() // (group.length * heads * dim))
     results = []
     for begin in range(0, count, step):
         rows = slice(begin, begin + step)
@@ -87,7 +88,7 @@ def _decode(out: Tensor, q: Tensor, pool: KVPool, group: DecodeGroup, options: _
                 options,
             )
             for some_heads in (
-                _head_portions(slots.numel(), heads, dim) if converted else [slice(0, heads)]
+                [slice(0, heads)] if whole else _head_portions(slots.numel(), heads, dim)
             )
         ]
         results.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))

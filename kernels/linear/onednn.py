@@ -16,9 +16,10 @@ from kernels.linear.blocked_rows import RowReader
 
 # The batch size that weights are blocked for. 16 measured best for 1 to 128 rows, both dtypes.
 _BATCH_HINT = 16
-# oneDNN sums a float32 product over K in one chain, which at K = 2048 errs up to three times as much
-# as torch's plain product with its several partial sums. Summing parts of at most so many columns
-# errs about as much as that one. bfloat16 results are rounded far more coarsely and stay whole.
+# oneDNN sums a float32 product over K in one chain, which at K = 2048 errs up to three times as
+# much as torch's plain product with its several partial sums. Summing parts of at most so many
+# columns errs about as much as that one. bfloat16 results are rounded far more coarsely and stay
+# whole.
 _COLUMNS_UP_TO_K = ((512, 32), (4096, 128))
 _MOST_COLUMNS = 256
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -86,18 +87,16 @@ def pack(weight: Tensor, keep_rows: bool) -> OneDnnWeight:
     """Reorder weight [N, K]. With `keep_rows`, rows are read from the blocked matrix if a sample
     of them reads back bitwise; else the plain matrix is kept beside it."""
     columns = weight.shape[1] if weight.dtype != torch.float32 else _columns(weight.shape[1])
-    pieces = [piece.contiguous() for piece in weight.detach().split(columns, dim=1)]
-    parts = tuple(_reorder(piece) for piece in pieces)
-    if not keep_rows:
-        return OneDnnWeight(parts, (), None)
-    readers = tuple(
-        reader
-        for part, piece in zip(parts, pieces, strict=True)
-        if (reader := RowReader.learn(part, piece, _reorder)) is not None
-    )
-    if len(readers) < len(parts):
-        return OneDnnWeight(parts, (), weight)
-    return OneDnnWeight(parts, readers, None)
+    parts: list[Tensor] = []
+    readers: list[RowReader] = []
+    for piece in weight.detach().split(columns, dim=1):
+        piece = piece.contiguous()  # one copy at a time: all of them would be a second matrix
+        parts.append(_reorder(piece))
+        if keep_rows and (reader := RowReader.learn(parts[-1], piece, _reorder)) is not None:
+            readers.append(reader)
+    if keep_rows and len(readers) < len(parts):
+        return OneDnnWeight(tuple(parts), (), weight)
+    return OneDnnWeight(tuple(parts), tuple(readers), None)
 
 
 def _columns(k: int) -> int:

@@ -127,9 +127,8 @@ def as_table(report: ParityReport, microbatches: int) -> Table:
 
 
 def verdict(report: ParityReport) -> str:
-    """The report in a line."""
-    if report.bitwise_equal:
-        return "[green]split equals whole, bit for bit[/]"
+    """The report in a line, with what cutting the batch changed."""
+    uncut = f"against the whole with uncut batches: up to {report.whole_batch_max_abs_diff:.3g}"
     if report.ok:
-        return f"[green]split equals whole[/] to within {report.max_abs_diff:.3g}"
-    return f"[bold red]split differs from whole[/] by up to {report.max_abs_diff:.3g}"
+        return f"[green]split equals whole, bit for bit[/]; {uncut}"
+    return f"[bold red]split differs from whole[/] by up to {report.max_abs_diff:.3g}; {uncut}"

@@ -19,6 +19,8 @@ from tests.bench.environment import environment
 
 CHILD = """
 import sys
+import torch
+torch.set_num_threads(1)
 from model.checkpoint import Checkpoint
 from model.stage import LlamaStage, StageSpec
 import kernels.linear, kernels.attention.cpu

@@ -61,7 +61,9 @@ def longest_path(stage_seconds: list[float], microbatches: int) -> float:
     return done[-1]
 
 
-def compare(batch_pipe: LlamaPipeline, overlap_pipe: LlamaPipeline, batch: int, rounds: int) -> dict[str, Any]:
+def compare(
+    batch_pipe: LlamaPipeline, overlap_pipe: LlamaPipeline, batch: int, rounds: int
+) -> dict[str, Any]:
     """One batch size: batch mode, overlapped mode, and stage times at the microbatch's size."""
     prompt = torch.randint(3, 30000, (64,), generator=torch.Generator().manual_seed(0)).tolist()
     stages = len(overlap_pipe.stages)
@@ -102,7 +104,9 @@ def main() -> None:
     """Parse, run, record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=list(SHAPES), default="1b")
-    parser.add_argument("--stages", type=int, default=2)
+    parser.add_argument(
+        "--splits", default="9,7", help="layers of each stage; the last one has the head to do, too"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32, 64, 128])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="per stage")
@@ -114,12 +118,12 @@ def main() -> None:
         "benchmark": "overlap",
         "environment": environment(args.threads),
         "model": args.model,
-        "stages": args.stages,
+        "splits": args.splits,
         "rows": [],
     }
     common: dict[str, Any] = {"threads": args.threads, "max_seq_len": 256, "kv_tokens": 65536}
     with LlamaPipeline.from_pretrained(
-        folder, stages=args.stages, mode="batch", **common
+        folder, splits=args.splits, mode="batch", **common
     ) as batch_pipe:
         overlapped = Placement(batch_pipe.placement.stages, mode="overlapped")
         with LlamaPipeline(batch_pipe.stages, overlapped, threads=args.threads) as overlap_pipe:

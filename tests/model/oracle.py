@@ -1,4 +1,4 @@
-"""Checkpoints that transformers writes, and its own logits on them: the oracle of the model tests."""
+"""Checkpoints that transformers writes, and its logits on them: the oracle of the model tests."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def our_logits(
             kv_dtype="fp32",
             block_size=5,
         )
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in itertools.pairwise(bounds)
     ]
     hidden = stages[0].prefill_tokens("s", prompt)
     for stage in stages[1:]:

@@ -166,3 +166,18 @@ def test_scaling_is_made_by_hand_too() -> None:
     inv_freq, factor = inverse_frequencies(config)
     assert factor == 1.0
     assert inv_freq.tolist() == pytest.approx([0.5, 0.05, 0.005, 0.0005])
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"rope_theta": 1.0}, "rope_theta is 1.0, yarn rope scaling needs more than 1"),
+        ({"attention_factor": float("nan")}, "attention_factor of yarn rope scaling is nan"),
+    ],
+)
+def test_yarn_values_that_give_no_finite_angles(raw: dict[str, Any], words: str) -> None:
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 64)
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 4}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4} | raw
+    with pytest.raises(InvalidInputError, match=words):
+        LlamaConfig.from_dict({"model_type": "llama", **sizes, **counts, "rope_parameters": yarn})

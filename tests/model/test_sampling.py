@@ -276,7 +276,7 @@ def test_logits_that_are_no_numbers(params: SamplingParams, value: float, shown:
     with pytest.raises(InvalidInputError, match=f"row 1 have the maximum {shown}, expected a fin"):
         draw(logits, params)
     logits[1] = 0
-    if value == math.nan:
+    if math.isnan(value):
         logits[1, 3] = value
         with pytest.raises(InvalidInputError, match="row 1"):
             draw(logits, params)
@@ -322,7 +322,10 @@ def test_a_penalty_needs_a_history(history: list[list[int]] | None, words: str) 
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"min_p": 1.1}, "min_p is 1.1, expected a number from 0 to 1"),
         ({"min_p": -0.1}, "min_p is -0.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, expected a number above 0"),
+        (
+            {"repetition_penalty": 0.0},
+            "repetition_penalty is 0.0, expected a number from 0.001",
+        ),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"seed": 0.5}, "seed is 0.5"),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
-from kernels.errors import CapacityError, InvalidInputError, UnsupportedError
+from kernels.errors import (
+    CapacityError,
+    CheckpointError,
+    InvalidInputError,
+    UnsupportedError,
+)
 from model.config import LlamaConfig
 from model.parity_weights import ParityWeights
 from model.stage import DecodeRow, LlamaStage, StageSpec
@@ -77,7 +85,9 @@ def test_tied_embeddings_are_shared_where_both_ends_live_together(impl: str) -> 
     assert torch.equal(tied.weights.embed(ids), expected)
 
 
-@pytest.mark.parametrize("layers", [range(0), range(2, 2), range(1, 4), range(-1, 2), range(0, 3, 2)])
+@pytest.mark.parametrize(
+    "layers", [range(0), range(2, 2), range(1, 4), range(-1, 2), range(0, 3, 2)]
+)
 def test_bad_layer_ranges_are_named(layers: range) -> None:
     with pytest.raises(InvalidInputError, match="not a non-empty range of the model's 3 layers"):
         load(layers)
@@ -90,6 +100,9 @@ def test_bad_layer_ranges_are_named(layers: range) -> None:
         ({"kv_dtype": "fp8"}, "kv_dtype is 'fp8', expected auto, fp32, fp16, bf16, int8"),
         ({"max_seq_len": 25}, "max_seq_len is 25, expected 1 to 24"),
         ({"block_size": 0}, "block_size is 0"),
+        ({"block_size": True}, "block_size is True, expected an integer"),
+        ({"kv_tokens": 3.5}, "kv_tokens is 3.5, expected an integer"),
+        ({"device": "nowhere"}, "device is 'nowhere', expected cpu or cuda:N"),
         ({"kv_tokens": 0}, "kv_tokens is 0"),
     ],
 )
@@ -114,6 +127,9 @@ def state(stage: LlamaStage) -> tuple[list[tuple[str, int]], int]:
         (lambda s: s.prefill_tokens("b", []), InvalidInputError, "no tokens"),
         (lambda s: s.prefill_tokens("b", [3, 31]), InvalidInputError, "token id 31 .* of 31"),
         (lambda s: s.prefill_tokens("b", [-1]), InvalidInputError, "token id -1"),
+        (lambda s: s.prefill_tokens("b", [1.7]), InvalidInputError, "expected a list of integers"),
+        (lambda s: s.prefill_tokens("b", [True]), InvalidInputError, "expected a list of integers"),
+        (lambda s: s.decode_hidden([], torch.zeros(0, 32)), InvalidInputError, "hidden is"),
         (lambda s: s.prefill_tokens("b", [1] * 25), CapacityError, "'b' needs 25 positions"),
         (lambda s: s.decode_tokens([("a", 1, 2)]), InvalidInputError, "'a' is at length 3"),
         (lambda s: s.decode_tokens([("b", 1, 4)]), InvalidInputError, "'b' is at length 0"),
@@ -191,3 +207,27 @@ def test_repr_says_what_the_stage_is() -> None:
     assert repr(load(range(0, 2), head=False, kv_dtype="int8")) == (
         "LlamaStage(layers=0-1, embed, impl=cpu, device=cpu, kv=int8)"
     )
+
+
+def test_weights_that_float16_cannot_hold_are_an_error() -> None:
+    class Large(ParityWeights):
+        def tensor(self, name):
+            value = super().tensor(name)
+            return value * 1e6 if "post_attention" in name else value
+
+    with pytest.raises(CheckpointError, match="post_attention_layernorm"):
+        load(source=Large(CONFIG), dtype="fp16", impl="reference")
+
+
+def test_pools_take_no_memory_before_they_are_written() -> None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc")
+
+    def resident() -> int:
+        return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) * 1024
+
+    before = resident()
+    stage = load(kv_tokens=1_000_000, kv_dtype="fp32")
+    assert stage.kv_bytes > 300e6
+    assert resident() - before < 100e6

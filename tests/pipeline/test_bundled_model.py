@@ -1,4 +1,4 @@
-"""The model in the package: its size and shape, that it predicts Python, and what int8 KV costs it."""
+"""The model in the package: its size and shape, its text, and what int8 KV costs it."""
 
 from __future__ import annotations
 

@@ -45,10 +45,8 @@ def test_a_split_model_equals_the_whole(pair: tuple[LlamaPipeline, LlamaPipeline
     assert overlapped == (3 if split.placement.mode == "overlapped" else 0)
 
 
-@pytest.mark.parametrize(("offset", "ok"), [(1e-7, True), (1e-3, False), (float("nan"), False)])
-def test_a_difference_is_found(
-    pair: tuple[LlamaPipeline, LlamaPipeline], offset: float, ok: bool
-) -> None:
+@pytest.mark.parametrize("offset", [1e-7, 1e-3, float("nan")])
+def test_a_difference_is_found(pair: tuple[LlamaPipeline, LlamaPipeline], offset: float) -> None:
     split, whole = pair
     last = split.stages[2]
     wrapped = last.decode_hidden
@@ -61,7 +59,7 @@ def test_a_difference_is_found(
     last.decode_hidden = disturbed
     report = compare(split, whole, [[1, 2], [3], [4, 5, 6]], steps=3)
     assert not report.bitwise_equal
-    assert report.ok is ok
+    assert not report.ok
     assert report.max_abs_diff > 0 or report.max_abs_diff != report.max_abs_diff
     assert report.rows == 12
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.folders import DEMO_PROMPTS
 from tests.pipeline.cli.running import environment, finish, only_line, spawn
 
 
@@ -53,7 +54,7 @@ def test_exit_codes() -> None:
 def test_demonstration_without_standard_input() -> None:
     code, out, _ = finish(spawn("generate", "-q", "-n", "1", stdin=subprocess.DEVNULL))
     assert code == 0
-    assert out.count("--- ") == 6
+    assert out.count("--- ") == len(DEMO_PROMPTS.read_text().splitlines())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes and signals of another kind")
