@@ -8,8 +8,7 @@ BIN := $(VENV)/bin
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-# pip, not uv: it honours locally provided wheels, and the version range keeps it from
-# fetching a CUDA build where a CPU one is at hand.
+# pip, as it takes wheels from PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL, such as a CPU build of torch.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -34,8 +33,8 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev  ## the decode benchmark against transformers (minutes, and 8 GB of memory)
-	$(BIN)/python -m tests.bench.decode
+bench: $(VENV)/.installed-dev  ## decode against transformers (minutes, 8 GB of memory); ARGS="..."
+	$(BIN)/python -m tests.bench.decode $(ARGS)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -165,6 +165,23 @@ class PagedKVCache:
         self._grow(row, needed)
         self._reserved[row] = max(self._reserved[row], blocks)
 
+    def reserved_blocks(self, seq_id: str) -> int | None:
+        """Blocks that `prepare` promised a sequence; None if it is unknown."""
+        row = self._rows.get(seq_id)
+        return None if row is None else int(self._reserved[row])
+
+    def unreserve(self, seq_id: str, blocks: int) -> None:
+        """Lower a reservation to `blocks`; those past it and past the length go back.
+
+        An unknown sequence is left alone, and so is a reservation that is no larger.
+        """
+        row = self._rows.get(seq_id)
+        if row is None or blocks >= self._reserved[row]:
+            return
+        self._reserved[row] = blocks
+        keep = blocks_for(int(self._length[row]), self.layout.block_size)
+        self._shrink(row, max(keep, blocks))
+
     def truncate(self, seq_id: str, new_len: int) -> None:
         """Shorten a sequence; blocks past its reservation go back. Never lengthens.
 

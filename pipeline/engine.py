@@ -26,7 +26,12 @@ from pipeline.modes import LlamaPipelineMode
 from pipeline.profile import DecodeProfile
 from pipeline.schedule import Flight, StageLoop, cut, plan_decode
 from pipeline.stats import DecodeCall, DecodeStats
-from pipeline.transaction import Transaction, check_append, common_lengths
+from pipeline.transaction import (
+    Transaction,
+    check_append,
+    common_lengths,
+    restore_reservation,
+)
 from pipeline.validation import check_positions
 from pipeline.work import Answer, Prefill
 
@@ -55,6 +60,7 @@ class PipelineEngine:
         self._flight: Flight | None = None
         self._broken: str | None = None
         self._closed = False
+        self._close_owed = False  # `close` came from within a call, whose end closes the crew
 
     # Calls over all stages
 
@@ -97,12 +103,12 @@ class PipelineEngine:
     def _transaction(self, flight: Flight, lengths: dict[str, int]) -> Iterator[None]:
         """Around a flight: whatever is raised inside, every stage's cache is as before."""
         transaction = Transaction(self.stages, self.crew, self.bridge, lengths, flight)
-        self._flight = flight
-        try:
-            with self._undone_if_raised(transaction.roll_back):
+        with self._undone_if_raised(transaction.roll_back):
+            self._flight = flight
+            try:
                 yield
-        finally:
-            self._flight = None
+            finally:
+                self._flight = None  # before the undoing, which stops the flight itself
 
     @contextmanager
     def _undone_if_raised(self, undo: Callable[[], None]) -> Iterator[None]:
@@ -144,26 +150,30 @@ class PipelineEngine:
             length = common_lengths(self.stages, [seq_id])[seq_id]
             if max_tokens > length:
                 check_append(self.stages, [(seq_id, max_tokens - length)])
-            fresh = [
-                i for i, stage in enumerate(self.stages) if seq_id not in stage.cache.sequence_ids()
-            ]
-            with self._undone_if_raised(partial(self._forget, seq_id, fresh)):
+            reserved = [stage.cache.reserved_blocks(seq_id) for stage in self.stages]
+            with self._undone_if_raised(partial(self._unprepare, seq_id, reserved)):
                 self._everywhere("prepare", lambda stage: stage.prepare(seq_id, max_tokens))
 
-    def _forget(self, seq_id: str, where: Sequence[int]) -> None:
-        tickets = [self.crew.submit(i, partial(self.stages[i].release, seq_id)) for i in where]
+    def _unprepare(self, seq_id: str, reserved: Sequence[int | None]) -> None:
+        """Give every stage its former reservation back; None where it did not know the id."""
+        tickets = [
+            self.crew.submit(
+                index, partial(restore_reservation, self.stages[index], seq_id, blocks)
+            )
+            for index, blocks in enumerate(reserved)
+        ]
         for ticket in tickets:
             ticket.result()
 
     def truncate(self, seq_id: str, new_len: int) -> None:
-        """Shorten a sequence on every stage."""
+        """Shorten a sequence on every stage; where that fails, see `StageError`."""
         if new_len < 0:
             raise InvalidInputError(f"new_len is {new_len}; expected at least 0")
         with self._ready():
             self._on_all("truncate", lambda stage: stage.truncate(seq_id, new_len))
 
     def release(self, seq_id: str) -> None:
-        """Forget a sequence on every stage."""
+        """Forget a sequence on every stage; where that fails, see `StageError`."""
         with self._ready():
             self._on_all("release", partial(_release, seq_id))
 
@@ -224,22 +234,35 @@ class PipelineEngine:
     @contextmanager
     def _ready(self, *, mending: bool = False) -> Iterator[None]:
         """One call at a time, on an open pipeline whose stages are settled."""
-        me = threading.get_ident()
-        if self._owner == me and self._lock.locked():
+        if self._mine:
             raise LamellaError("the pipeline is in the middle of another call of this thread")
+        with self._alone():
+            if self._closed:
+                raise LamellaError("the pipeline is closed")
+            with suppress(LamellaError) if mending else nullcontext():
+                self._settle()
+                self._release_abandoned()
+            if self._broken is not None and not mending:
+                raise LamellaError(f"{self._broken}; reset() makes the pipeline usable again")
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the pipeline; at the end, do what a `close` from within left to do."""
         with self._lock:
+            self._owner = threading.get_ident()
             try:
-                self._owner = me
-                if self._closed:
-                    raise LamellaError("the pipeline is closed")
-                with suppress(LamellaError) if mending else nullcontext():
-                    self._settle()
-                    self._release_abandoned()
-                if self._broken is not None and not mending:
-                    raise LamellaError(f"{self._broken}; reset() makes the pipeline usable again")
                 yield
             finally:
+                if self._close_owed:
+                    self._close_owed = False
+                    self._close_crew()
                 self._owner = None
+
+    @property
+    def _mine(self) -> bool:
+        """Whether this thread holds the pipeline, as a signal handler within a call finds it."""
+        return self._owner == threading.get_ident() and self._lock.locked()
 
     def _settle(self) -> None:
         """Undo or finish what a call left; if that is interrupted too, the next call does it."""
@@ -264,15 +287,24 @@ class PipelineEngine:
         return self._closed
 
     def close(self) -> None:
-        """Stop a call that is under way, end the workers, refuse further calls; again is fine."""
+        """Stop a call that is under way, end the workers, refuse further calls; again is fine.
+
+        From within a call, as a signal handler may come, it returns at once and the call's end
+        ends the workers.
+        """
         self._closed = True
         under_way = self._flight
         if under_way is not None:
             under_way.stop()
-        with self._lock:
-            late = self.crew.close()
-        if late:
-            warnings.warn(f"still at work after close: {late}", ResourceWarning, stacklevel=3)
+        if self._mine:
+            self._close_owed = True
+            return
+        with self._alone():
+            self._close_crew()
+
+    def _close_crew(self) -> None:
+        if late := self.crew.close():
+            warnings.warn(f"still at work after close: {late}", ResourceWarning, stacklevel=4)
 
 
 def _release(seq_id: str, stage: Stage) -> None:

@@ -12,19 +12,23 @@ class BridgeError(LamellaError):
 class StageError(LamellaError):
     """A stage failed in the middle of a call, and every stage's cache is as before that call.
 
+    Except for truncate, release and reset: these are tried on every stage, and a stage that fails
+    keeps what it held while the others have changed. The sequence must then be released, or the
+    pipeline reset, before it is used again.
+
     Attributes:
         stage: index of the stage that failed first.
         operation: what it was doing ("prefill_tokens", "decode_hidden", "logits", "send", ...).
-        microbatch: which microbatch of the call, from 0.
+        microbatch: which microbatch of the call, from 0; None where a call has none.
         cause: the original exception, also chained as `__cause__`.
     """
 
     def __init__(
-        self, stage: int, operation: str, cause: BaseException, microbatch: int = 0
+        self, stage: int, operation: str, cause: BaseException, microbatch: int | None = None
     ) -> None:
+        where = "" if microbatch is None else f" (microbatch {microbatch})"
         super().__init__(
-            f"stage {stage} failed in {operation} (microbatch {microbatch}): "
-            f"{type(cause).__name__}: {cause}"
+            f"stage {stage} failed in {operation}{where}: {type(cause).__name__}: {cause}"
         )
         self.stage = stage
         self.operation = operation

@@ -37,9 +37,11 @@ class LlamaPipeline:
     """Stages of one model behind the operations of a whole one.
 
     Every call is a transaction: if it raises, on whichever stage, every stage's cache is as
-    before. A stage's failure is a `StageError`; bad input is an `InvalidInputError`, a lack of
-    room a `CapacityError`, both raised before anything is written. Calls may come from any
-    thread; they run one at a time.
+    before. Only `truncate_kv`, `release` and `reset` are not undone: they are tried on every stage,
+    and if one fails the sequence must be released, or the pipeline reset, before it is used again.
+    A stage's failure is a `StageError`; bad input is an `InvalidInputError`, a lack of room a
+    `CapacityError`, both raised before anything is written. Calls may come from any thread; they
+    run one at a time.
 
     Args:
         stages: the model's stages, in order.

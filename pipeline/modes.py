@@ -14,18 +14,19 @@ class LlamaPipelineMode(StrEnum):
     OVERLAPPED = "overlapped"
 
     @classmethod
-    def parse(cls, text: str) -> LlamaPipelineMode:
+    def parse(cls, text: object) -> LlamaPipelineMode:
         """The mode named by `text`, whatever its case and surrounding space.
 
         Raises `InvalidInputError` that quotes any other value.
         """
+        must = "layer_split_pipeline_mode must be batch or overlapped"
+        if not isinstance(text, str):
+            raise InvalidInputError(f"{must}, got {text!r}")
+        name = text.strip().lower()
         try:
-            return cls(text.strip().lower())
+            return cls(name)
         except ValueError:
-            raise InvalidInputError(
-                "layer_split_pipeline_mode must be batch or overlapped, "
-                f'got "{text.strip().lower()}"'
-            ) from None
+            raise InvalidInputError(f'{must}, got "{name}"') from None
 
     @classmethod
     def default_for_stage_count(cls, stage_count: int) -> LlamaPipelineMode:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kernels.errors import CapacityError
+from kernels.errors import CapacityError, InvalidInputError
 from model.stage import DecodeRow
 from model.stopping import FinishReason, StopWatch
 from pipeline.choosing import Chooser
@@ -181,7 +181,12 @@ class Scheduler:
         start = time.perf_counter()
         running = list(self._running)
         rows = [sequence.row() for sequence in running]
-        output = self._engine.decode(rows, self._chooser.answer, single=len(rows) == 1)
+        try:
+            output = self._engine.decode(rows, self._chooser.answer, single=len(rows) == 1)
+        except InvalidInputError:
+            if {row.id for row in rows} <= {*self._engine.sequence_ids()}:
+                raise
+            raise InvalidInputError("the pipeline was reset during generate") from None
         tokens = self._chooser.choose(output, running)
         self.decode_rate.add(len(tokens), start)
         return self._take(tokens, running)

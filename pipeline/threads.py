@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kernels.errors import InvalidInputError
 from pipeline.modes import LlamaPipelineMode
+from pipeline.validation import as_int
 
 SHARE_WORKER_IN_BATCH_MODE = True
 
@@ -34,13 +35,14 @@ def stage_threads(
         cores = usable_cores()
         share = cores if mode is LlamaPipelineMode.BATCH else max(1, cores // stage_count)
         return [share] * stage_count
-    counts = [threads] * stage_count if isinstance(threads, int) else list(threads)
+    given = list(threads) if isinstance(threads, Iterable) else [threads] * stage_count
+    counts = [as_int(count, f"threads of stage {stage}") for stage, count in enumerate(given)]
     if len(counts) != stage_count:
         raise InvalidInputError(
             f"threads has {len(counts)} numbers for {stage_count} stages; expected one per stage"
         )
     for stage, count in enumerate(counts):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        if count < 1:
             raise InvalidInputError(f"threads of stage {stage} is {count!r}; expected 1 or more")
     return counts
 

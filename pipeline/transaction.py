@@ -28,6 +28,14 @@ class _Before:
                 stage.truncate(seq_id, length)
 
 
+def restore_reservation(stage: Stage, seq_id: str, blocks: int | None) -> None:
+    """Undo a stage's `prepare`: reserve `blocks` as before; None forgets the sequence."""
+    if blocks is None:
+        stage.release(seq_id)
+    else:
+        stage.cache.unreserve(seq_id, blocks)
+
+
 def check_append(stages: Sequence[Stage], appends: Sequence[tuple[str, int]]) -> None:
     """Check that every stage has room for (sequence, new tokens); nothing changes.
 

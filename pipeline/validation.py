@@ -100,8 +100,8 @@ def check_positions(rows: Sequence[DecodeRow], lengths: Mapping[str, int]) -> No
             continue
         if length == 0:
             raise InvalidInputError(
-                f"sequence {row.id!r} of row {number} is unknown, so its position must be 0; got "
-                f"{row.pos} (prefill it first, or start at 0)"
+                f"sequence {row.id!r} of row {number} holds no tokens, so its position must be 0; "
+                f"got {row.pos}"
             )
         raise InvalidInputError(
             f"sequence {row.id!r} of row {number} is {length} long, so its position must be "

@@ -4,7 +4,8 @@ One call with M microbatches over S stages takes, with t_i a stage's time for on
 longest path through the grid of (stage, microbatch) cells. For two by two that is
 t_0 + max(t_0, t_1) + t_1. The stage times are measured alone, at the microbatch's size, with the
 same threads, so the prediction already holds what a microbatch costs in re-read weights; what is
-left over is what the scheduler, the bridge and the shared memory bus lose.
+left over is what the scheduler, the bridge and the shared memory bus lose. "All cores" is what
+mode "batch" does by default: the stages in turn, each with every core.
 Run as `python -m tests.bench.overlap`.
 """
 
@@ -62,7 +63,11 @@ def longest_path(stage_seconds: list[float], microbatches: int) -> float:
 
 
 def compare(
-    batch_pipe: LlamaPipeline, overlap_pipe: LlamaPipeline, batch: int, rounds: int
+    batch_pipe: LlamaPipeline,
+    all_cores: LlamaPipeline,
+    overlap_pipe: LlamaPipeline,
+    batch: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """One batch size: batch mode, overlapped mode, and stage times at the microbatch's size."""
     prompt = torch.randint(3, 30000, (64,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -70,6 +75,7 @@ def compare(
     micro = -(-batch // stages)
     sides = {
         "batch": Decoder(batch_pipe, batch, prompt),
+        "all cores": Decoder(all_cores, batch, prompt),
         "overlapped": Decoder(overlap_pipe, batch, prompt),
         "micro": Decoder(batch_pipe, micro, prompt),
     }
@@ -91,6 +97,7 @@ def compare(
         "batch": batch,
         "microbatch_rows": micro,
         "batch_mode_step_ms": in_turn * 1e3,
+        "all_cores_step_ms": median(times["all cores"]) * 1e3,
         "overlapped_step_ms": overlapped * 1e3,
         "microbatch_stage_ms": [seconds * 1e3 for seconds in stage_seconds],
         "predicted_overlapped_ms": predicted * 1e3,
@@ -126,9 +133,13 @@ def main() -> None:
         folder, splits=args.splits, mode="batch", **common
     ) as batch_pipe:
         overlapped = Placement(batch_pipe.placement.stages, mode="overlapped")
-        with LlamaPipeline(batch_pipe.stages, overlapped, threads=args.threads) as overlap_pipe:
+        stages = batch_pipe.stages
+        with (
+            LlamaPipeline(stages, batch_pipe.placement) as all_cores,
+            LlamaPipeline(stages, overlapped, threads=args.threads) as overlap_pipe,
+        ):
             for batch in args.batches:
-                row = compare(batch_pipe, overlap_pipe, batch, args.rounds)
+                row = compare(batch_pipe, all_cores, overlap_pipe, batch, args.rounds)
                 report["rows"].append(row)
                 print(
                     f"batch {batch:3d}: in turn {row['batch_mode_step_ms']:.0f} ms, overlapped "

@@ -69,13 +69,15 @@ def overlap_figures() -> str:
             str(row["batch"]),
             f"{row['batch_mode_step_ms']:.0f}",
             f"{row['overlapped_step_ms']:.0f}",
+            f"{row['all_cores_step_ms']:.0f}",
             f"**{row['speedup']:.2f}x**",
             f"{row['predicted_speedup']:.2f}x",
             f"{row['share_of_prediction']:.2f}",
         ]
         for row in report["rows"]
     ]
-    head = ["batch", "in turn, ms", "overlapped, ms", "speed-up", "predicted", "reached of it"]
+    head = ["batch", "in turn, ms", "overlapped, ms", "in turn, all cores, ms"]
+    head += ["overlapped/in turn", "predicted", "reached of it"]
     return f"{table(head, rows)}\n\n`python -m tests.bench.overlap`: {provenance(report)}"
 
 
@@ -95,7 +97,23 @@ def load_figures() -> str:
     return f"{table(head, rows)}\n\n`python -m tests.bench.load_memory`: {provenance(report)}"
 
 
-FIGURES = {"decode": decode_figures, "overlap": overlap_figures, "load": load_figures}
+def perplexity_figures() -> str:
+    """Perplexity of the bundled model on its held-out text, per KV layout."""
+    report = load("perplexity")
+    rows = [
+        [row["kv_dtype"], f"{row['perplexity']:.4f}", f"{row['over_fp16']:+.3%}"]
+        for row in report["rows"]
+    ]
+    text = table(["KV cache", "perplexity", "against fp16"], rows)
+    return f"{text}\n\n`python -m tests.bench.perplexity`: {provenance(report)}"
+
+
+FIGURES = {
+    "perplexity": perplexity_figures,
+    "decode": decode_figures,
+    "overlap": overlap_figures,
+    "load": load_figures,
+}
 
 
 def render(text: str) -> str:

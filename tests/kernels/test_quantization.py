@@ -16,7 +16,7 @@ SMALLEST = 2.0**-149
 
 
 def numpy_oracle(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """DESIGN's rule, element by element."""
+    """the layout's rule, element by element."""
     codes = np.zeros(x.shape, np.int8)
     scales = np.zeros(x.shape[:-1], np.float32)
     for row in np.ndindex(scales.shape):

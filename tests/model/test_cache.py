@@ -107,6 +107,23 @@ def test_prepare_reserves_and_truncate_keeps_the_reservation() -> None:
     assert cache.free_blocks == 8
 
 
+def test_unreserve_gives_back_what_neither_reservation_nor_length_needs() -> None:
+    cache = make_cache()
+    assert cache.reserved_blocks("a") is None
+    append(cache, ("a", 5))
+    cache.prepare("a", 20)
+    assert (cache.reserved_blocks("a"), cache.free_blocks) == (5, 3)
+    cache.unreserve("a", 9)  # never raises
+    assert (cache.reserved_blocks("a"), cache.free_blocks) == (5, 3)
+    cache.unreserve("a", 3)
+    assert (cache.reserved_blocks("a"), cache.free_blocks) == (3, 5)
+    cache.unreserve("a", 0)
+    assert (cache.reserved_blocks("a"), cache.free_blocks) == (0, 6)
+    assert cache.cache_len("a") == 5
+    cache.unreserve("nobody", 0)
+    assert cache.sequence_ids() == ["a"]
+
+
 def test_release_of_an_unknown_sequence_and_reset() -> None:
     cache = make_cache()
     cache.release("nobody")

@@ -69,12 +69,12 @@ BAD: dict[str, tuple[Call, type[LamellaError], str]] = {
     "unknown id past position 0": (
         lambda p: p.decode("nobody", 1, 4),
         InvalidInputError,
-        "sequence 'nobody' of row 0 is unknown, so its position must be 0; got 4",
+        "sequence 'nobody' of row 0 holds no tokens, so its position must be 0; got 4",
     ),
     "unknown id past position 0, greedy": (
         lambda p: p.decode_greedy([("a", 1, 3), ("nobody", 1, 1)]),
         InvalidInputError,
-        "sequence 'nobody' of row 1 is unknown",
+        "sequence 'nobody' of row 1 holds no tokens",
     ),
     "duplicate id": (
         lambda p: p.decode_batch([("a", 1, 3), ("b", 1, 1), ("a", 1, 4)]),
@@ -189,6 +189,19 @@ def test_bad_input_is_named_and_changes_nothing(name: str, pipeline: LlamaPipeli
     assert footprint(pipeline) == before
     assert pipeline.decode("b", 4, 1).shape == (7,)  # and it goes on
     assert pipeline.cache_metrics_snapshot()["pipeline_decode"]["calls"] == 1
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_known_sequence_without_tokens_is_not_called_unknown(
+    emptied: bool, pipeline: LlamaPipeline
+) -> None:
+    pipeline.truncate_kv("b", 0) if emptied else pipeline.prepare("new", 2)
+    seq_id = "b" if emptied else "new"
+    with pytest.raises(InvalidInputError) as caught:
+        pipeline.decode(seq_id, 1, 1)
+    assert str(caught.value) == (
+        f"sequence {seq_id!r} of row 0 holds no tokens, so its position must be 0; got 1"
+    )
 
 
 def test_a_prompt_that_needs_more_blocks_than_are_free(pipeline: LlamaPipeline) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from kernels.errors import LamellaError
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.placement import Placement
 from tests.pipeline.building import footprint
@@ -123,6 +124,40 @@ def test_close_in_the_middle_of_undoing_does_not_hang(
     start = time.perf_counter()
     pipeline.close()
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+@pytest.mark.parametrize("name", CALLS)
+def test_close_from_a_signal_handler_ends_the_call_under_way(
+    name: str, slow: tuple[LlamaPipeline, list[FakeStage]]
+) -> None:
+    pipeline, stages = slow
+    if name == "prepare":
+        slow_chores(stages)
+    before = footprint(pipeline)
+    workers = list(pipeline._engine.crew._workers)
+
+    def close_twice(*_: object) -> None:
+        pipeline.close()
+        pipeline.close()
+
+    former = signal.signal(signal.SIGALRM, close_twice)
+    start = time.perf_counter()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        if name == "prepare":  # has nothing to stop: it comes to its end
+            CALLS[name](pipeline)
+        else:
+            with pytest.raises(LamellaError, match="closed during the call"):
+                CALLS[name](pipeline)
+            assert footprint(pipeline) == before
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert time.perf_counter() - start < 2
+    assert not any(worker.alive for worker in workers)
+    with pytest.raises(LamellaError, match="the pipeline is closed"):
+        pipeline.cache_len("a")
 
 
 def test_an_interrupted_generate_releases_its_sequences(

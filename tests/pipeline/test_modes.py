@@ -7,6 +7,7 @@ import json
 import pytest
 
 from kernels.errors import InvalidInputError, UnsupportedError
+from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.modes import LlamaPipelineMode, StageBridge, Transport, resolve_bridge
 
 
@@ -22,6 +23,14 @@ def test_parsing_quotes_what_it_does_not_know(text: str) -> None:
     assert str(caught.value) == (
         f'layer_split_pipeline_mode must be batch or overlapped, got "{text}"'
     )
+
+
+def test_a_mode_that_is_no_text_is_named() -> None:
+    for wrong in (3, b"batch"):
+        with pytest.raises(InvalidInputError, match=rf"batch or overlapped, got {wrong!r}"):
+            LlamaPipelineMode.parse(wrong)
+    with pytest.raises(InvalidInputError, match="batch or overlapped, got 3"):
+        LlamaPipeline.from_pretrained(mode=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("stages", "mode"), [(1, "batch"), (2, "overlapped"), (5, "batch")])

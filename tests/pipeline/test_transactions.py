@@ -117,15 +117,21 @@ def test_a_failing_prefill(mode: str, stage: int | str, seq_id: str, late: bool)
         expect_all_well(pipeline, stages, 20)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("seq_id", ["new", "old", "reserved"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_failing_prepare_reserves_nowhere(stage: int) -> None:
+def test_a_failing_prepare_reserves_nowhere(stage: int, seq_id: str, late: bool) -> None:
     pipeline, stages = fake_pipeline("batch")
     with pipeline:
-        stages[stage].fail("prepare")
+        stages[stage].fail("prepare", late=late)
         before = footprint(pipeline)
-        with pytest.raises(StageError, match=f"stage {stage} failed in prepare"):
-            pipeline.prepare("new", 20)
+        reserved = [one.cache.reserved_blocks(seq_id) for one in stages]
+        with pytest.raises(StageError) as caught:
+            pipeline.prepare(seq_id, 20)
+        assert str(caught.value) == f"stage {stage} failed in prepare: Fault: injected in prepare 0"
+        assert caught.value.microbatch is None
         assert footprint(pipeline) == before
+        assert [one.cache.reserved_blocks(seq_id) for one in stages] == reserved
         expect_all_well(pipeline, stages, 20)
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,8 @@ def test_default_threads_are_all_in_turn_or_shared() -> None:
     assert stage_threads(OVERLAPPED, 100) == [1] * 100
     assert stage_threads(BATCH, 2, 3) == [3, 3]
     assert stage_threads(OVERLAPPED, 2, [1, 4]) == [1, 4]
+    assert stage_threads(BATCH, 2, np.int64(3)) == [3, 3]
+    assert stage_threads(OVERLAPPED, 2, np.array([1, 4])) == [1, 4]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,8 @@ def test_default_threads_are_all_in_turn_or_shared() -> None:
         ([1, -2], "threads of stage 1 is -2"),
         ([1, True], "threads of stage 1 is True"),
         ([1, 1.5], "threads of stage 1 is 1.5"),
+        (1.5, "threads of stage 0 is 1.5"),
+        (True, "threads of stage 0 is True"),
         ([1], "threads has 1 numbers for 2 stages"),
     ],
 )
