@@ -112,7 +112,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=list(SHAPES), default="1b")
     parser.add_argument(
-        "--splits", default="9,7", help="layers of each stage; the last one has the head to do, too"
+        "--splits",
+        default="10,6",
+        help="layers of each stage; the last one has the head to do, too",
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32, 64, 128])
     parser.add_argument("--rounds", type=int, default=3)

@@ -38,7 +38,8 @@ def provenance(report: dict[str, Any]) -> str:
         f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)
     )
     return (
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} thread(s) a stage, "
+        f"`{where['command']}`: {where['cpu']}, {where['cores']} cores, "
+        f"{where['threads']} thread(s) a stage, "
         f"{versions}, Python {where['python']}, commit {where['commit']}, {where['date']}."
     )
 
@@ -58,7 +59,7 @@ def decode_figures() -> str:
         for row in report["rows"]
     ]
     head = ["", "decode tokens/s", "transformers", "ratio", "prefill tokens/s", "ratio"]
-    return f"{table(head, rows)}\n\n`python -m tests.bench.decode`: {provenance(report)}"
+    return f"{table(head, rows)}\n\n{provenance(report)}"
 
 
 def overlap_figures() -> str:
@@ -78,7 +79,7 @@ def overlap_figures() -> str:
     ]
     head = ["batch", "in turn, ms", "overlapped, ms", "in turn, all cores, ms"]
     head += ["overlapped/in turn", "predicted", "reached of it"]
-    return f"{table(head, rows)}\n\n`python -m tests.bench.overlap`: {provenance(report)}"
+    return f"{table(head, rows)}\n\n{provenance(report)}"
 
 
 def load_figures() -> str:
@@ -94,7 +95,7 @@ def load_figures() -> str:
         for row in report["rows"]
     ]
     head = ["stage", "weights, MB", "peak over the bare process, MB", "ratio"]
-    return f"{table(head, rows)}\n\n`python -m tests.bench.load_memory`: {provenance(report)}"
+    return f"{table(head, rows)}\n\n{provenance(report)}"
 
 
 def perplexity_figures() -> str:
@@ -105,7 +106,7 @@ def perplexity_figures() -> str:
         for row in report["rows"]
     ]
     text = table(["KV cache", "perplexity", "against fp16"], rows)
-    return f"{text}\n\n`python -m tests.bench.perplexity`: {provenance(report)}"
+    return f"{text}\n\n{provenance(report)}"
 
 
 FIGURES = {

@@ -104,8 +104,9 @@ def models(draw: st.DrawFn) -> RandomModel:
     return RandomModel(
         config,
         seed=draw(st.integers(0, 2**31)),
-        dtype=draw(st.sampled_from(["fp32", "bf16"])),
-        kv_dtype=draw(st.sampled_from(["fp32", "fp16", "bf16", "int8"])),
+        # All-float32 twice as often as another pair: only there is an uncut batch held to 1e-5.
+        dtype=draw(st.sampled_from(["fp32", "fp32", "bf16"])),
+        kv_dtype=draw(st.sampled_from(["fp32", "fp32", "fp16", "bf16", "int8"])),
         block_size=draw(st.integers(1, 20)),
         impl=draw(st.sampled_from(["cpu", "reference"])),
     )
