@@ -1,4 +1,4 @@
-"""What a Triton kernel is launched on: decides defaults, grid sizes and which tuned values count."""
+"""What a Triton kernel is launched on: decides defaults, grid sizes and what tuned values count."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="cpu: Triton kernels run in Triton's interpreter (default); cuda: compiled, on the GPU",
+        help="Triton kernels run: on the cpu in Triton's interpreter (default), on cuda compiled",
     )
 
 

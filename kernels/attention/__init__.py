@@ -22,6 +22,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    max_queries: int | None = None,
     impl: str,
 ) -> Tensor:
     """out [T, Hq, D] in q.dtype, from q [T, Hq, D] and the K, V that `pool` holds already.
@@ -33,10 +34,12 @@ def attention(
     arbitrary. Hq is a multiple of Hkv; head h reads kv head h // (Hq / Hkv).
     scale: default 1 / sqrt(D). softcap c: scores become c * tanh(scores / c) (Gemma 2,
     https://arxiv.org/abs/2408.00118).
+    max_queries: what the caller knows of the most queries of one sequence, without asking the
+    device; a bound that holds saves "triton" a launch, one that does not leaves rows unwritten.
     A query that sees no position gives zeros. What unused blocks and tails hold, NaN included,
     never matters. Raises `InvalidInputError` for shapes, dtypes or options that do not fit.
     """
-    _validate(q, pool, query_start, kv_len, block_table, window, softcap)
+    _validate(q, pool, query_start, kv_len, block_table, window, softcap, max_queries)
     out: Tensor = implementation("attention", impl)(
         q,
         pool,
@@ -46,6 +49,7 @@ def attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        max_queries=max_queries,
     )
     return out
 
@@ -58,6 +62,7 @@ def _validate(
     block_table: Tensor,
     window: int | None,
     softcap: float | None,
+    max_queries: int | None,
 ) -> None:
     op = "attention"
     kv_heads, dim = pool.layout.num_kv_heads, pool.layout.head_dim
@@ -73,3 +78,4 @@ def _validate(
         require(False, op, "block_table", block_table, f"torch.int32 of shape [{batch}, blocks]")
     require(window is None or window >= 1, op, "window", window, "None or at least 1")
     require(softcap is None or softcap > 0, op, "softcap", softcap, "None or above 0")
+    require(max_queries is None or max_queries >= 0, op, "max_queries", max_queries, "None or >= 0")

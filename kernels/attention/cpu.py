@@ -46,6 +46,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    max_queries: int | None = None,
 ) -> Tensor:
     """See `kernels.attention.attention`."""
     options = _Scores(q.shape[2] ** -0.5 if scale is None else scale, window, softcap)

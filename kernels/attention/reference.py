@@ -21,6 +21,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    max_queries: int | None = None,
 ) -> Tensor:
     """See `kernels.attention.attention`."""
     compute = torch.promote_types(q.dtype, torch.float32)
