@@ -11,6 +11,8 @@ import torch
 
 # Streaming multiprocessors of the SXM parts, for kernels compiled without a GPU.
 _SMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
+# Shared memory that one program can have, in KB; parts not named have the least.
+_SHARED_KB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227, "gfx942": 64}
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Target:
     def warp_size(self) -> int:
         """Threads of a warp."""
         return 64 if self.arch.startswith("gfx") else 32
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that one program can have."""
+        return 1024 * _SHARED_KB.get(self.arch, 64 if self.arch.startswith("gfx") else 99)
 
 
 # Few programs: the interpreter runs them one after another.

@@ -1,0 +1,109 @@
+"""Device functions of the kernels that multiply a few rows with a weight matrix.
+
+Such a product reads the matrix once and is bound by that; what counts is that the loads are wide,
+pipelined and many bytes in flight. The weights are the left operand: an instruction's shape then
+depends on the tile of weights alone, and with it the order of a sum, not on how many rows there
+are. Shapes: N rows of weights, K columns, M rows of x.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.primitives import cast, dot
+
+# What tile_product does to the rows of x before they are multiplied.
+PLAIN = tl.constexpr(0)  # nothing: x has the weights' dtype
+NORM = tl.constexpr(1)  # RMSNorm, one pass: sums of squares beside the product
+NORM_FIRST = tl.constexpr(2)  # RMSNorm, two passes: x * norm_weight could overflow float16
+
+
+@triton.jit
+def pair_sums(x, M: tl.constexpr, K: tl.constexpr):
+    """x [M, K] -> the rows' sums [M], neighbours first: an order that no tensor layout changes.
+
+    `tl.sum` adds in an order that depends on M, and a row's bits must not.
+    """
+    for step in tl.static_range(12):
+        if (K >> step) > 1:
+            left, right = tl.split(tl.reshape(x, (M, K >> (step + 1), 2)))
+            x = left + right
+    return tl.reshape(x, (M,))
+
+
+@triton.jit
+def tile_product(
+    x_ptr,  # [rows, width]
+    x_stride,
+    norm_ptr,  # [width], read unless PLAIN
+    w_ptr,  # [*, width], contiguous
+    o_n,  # int64 [BLOCK_N], rows of w; all must be there
+    rows,
+    start,  # columns [start, stop); start is a multiple of BLOCK_K
+    stop,
+    width,
+    eps,
+    MODE: tl.constexpr,
+    EVEN_K: tl.constexpr,  # BLOCK_K divides width: no masks along K
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """float32 [BLOCK_N, BLOCK_M]: w[o_n, start:stop] times x^T, or times rms_norm(x)^T.
+
+    The norm needs all columns: start 0, stop width. Rows of x past `rows` count as zeros.
+    """
+    dtype: tl.constexpr = w_ptr.dtype.element_ty
+    o_m = tl.arange(0, BLOCK_M)
+    m_m = o_m < rows
+    o_k = tl.arange(0, BLOCK_K)
+    p_x = x_ptr + (o_m.to(tl.int64) * x_stride)[:, None]
+    p_w = w_ptr + (o_n * width)[:, None]
+    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    scale = tl.zeros((BLOCK_M,), tl.float32)
+    if MODE == NORM_FIRST:
+        for first in range(0, width, BLOCK_K):
+            b_x = _x_tile(p_x, m_m, first + o_k, width, EVEN_K).to(tl.float32)
+            squares += b_x * b_x
+        scale = 1.0 / tl.sqrt(pair_sums(squares, BLOCK_M, BLOCK_K) / width + eps)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for first in range(start, stop, BLOCK_K):
+        column = first + o_k
+        # [BLOCK_N, BLOCK_K]
+        if EVEN_K:
+            b_w = tl.load(p_w + column[None, :], eviction_policy="evict_first")
+        else:
+            m_k = (column < width)[None, :]
+            b_w = tl.load(p_w + column[None, :], mask=m_k, other=0.0, eviction_policy="evict_first")
+        b_x = _x_tile(p_x, m_m, column, width, EVEN_K)  # [BLOCK_M, BLOCK_K]
+        if MODE != PLAIN:
+            if EVEN_K:
+                b_norm = tl.load(norm_ptr + column)
+            else:
+                b_norm = tl.load(norm_ptr + column, mask=column < width, other=0.0)
+            b_x = b_x.to(tl.float32)
+            if MODE == NORM:
+                squares += b_x * b_x
+            else:
+                b_x = b_x * scale[:, None]
+            b_x = cast(b_x * b_norm.to(tl.float32)[None, :], dtype)
+        if dtype == tl.float32:
+            # A sum of short sums errs far less than one long chain. The option keeps the compiler
+            # from making the chain again: it takes a dot plus a tensor for an accumulating dot.
+            acc += tl.dot(b_w, tl.trans(b_x), input_precision="ieee", max_num_imprecise_acc=1)
+        else:
+            acc = dot(b_w, tl.trans(b_x), acc)
+    if MODE == NORM:
+        scale = 1.0 / tl.sqrt(pair_sums(squares, BLOCK_M, BLOCK_K) / width + eps)
+        acc *= scale[None, :]
+    return acc
+
+
+@triton.jit
+def _x_tile(p_x, m_m, column, width, EVEN_K: tl.constexpr):
+    if EVEN_K:
+        return tl.load(p_x + column[None, :], mask=m_m[:, None], other=0.0)
+    else:
+        mask = m_m[:, None] & (column < width)[None, :]
+        return tl.load(p_x + column[None, :], mask=mask, other=0.0)
