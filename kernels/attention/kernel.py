@@ -1,0 +1,408 @@
+"""Paged attention in Triton: split-K decode and prefill, one launch each, both ragged.
+
+Sequences with few queries go to the decode kernel, all others to the prefill kernel; which is
+which is seen on the device, as is every length, so that a captured CUDA graph stays right as
+sequences grow. A row's bits depend on its own sequence alone: split sizes follow from its length,
+and its parts are summed in their order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.attention.device import (
+    attend,
+    counts_and_lengths,
+    first_visible,
+    load_queries,
+    normalized,
+    store_output,
+)
+from kernels.attention.tunables import DECODE, MAX_SPLITS, PREFILL, head_block
+from kernels.launch import launch
+from kernels.layout import KVPool
+from kernels.primitives import LOG2E
+from kernels.target import target_of
+from kernels.workspace import counters, workspace
+
+
+@triton.jit(do_not_specialize=["batch", "table_stride", "max_splits", "window"])
+def _attention_decode_kernel(
+    q_ptr,  # [T, HQ, D]
+    k_ptr,  # [blocks, BLOCK_SIZE, HKV, D]
+    v_ptr,
+    k_scale_ptr,  # float32 [blocks, BLOCK_SIZE, HKV]
+    v_scale_ptr,
+    query_start_ptr,  # int32 [batch + 1]
+    kv_len_ptr,  # int32 [batch]
+    table_ptr,  # int32 [batch, table_stride]
+    out_ptr,  # [T, HQ, D]
+    part_ptr,  # float32 [batch, HKV, max_splits, QUERIES * G, D]
+    stat_ptr,  # float32 [batch, HKV, max_splits, 2, QUERIES * G]
+    counter_ptr,  # int32 [batch, HKV]
+    batch,
+    table_stride,
+    max_splits,
+    q_stride_t,
+    q_stride_h,
+    scale,
+    softcap,
+    window,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BATCH: tl.constexpr,  # power of two
+    QUERIES: tl.constexpr,  # most queries of a sequence that is served here
+    MAX_SPLITS: tl.constexpr,
+    REDUCE: tl.constexpr,  # splits summed at a time
+    COMPUTE: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """A fixed number of programs walks the list of (sequence, split, kv head)."""
+    G: tl.constexpr = HQ // HKV
+    ROWS: tl.constexpr = QUERIES * G
+    counts, lengths = counts_and_lengths(query_start_ptr, kv_len_ptr, batch, BATCH)
+    seen = tl.maximum(lengths - first_visible(lengths, counts, window, WINDOWED), 0)
+    # Long rows have longer splits, not more of them.
+    sizes = SPLIT * tl.maximum(tl.cdiv(seen, SPLIT * MAX_SPLITS), 1)
+    served = (counts > 0) & (counts <= QUERIES)
+    # A row that sees nothing still has one split, which writes its zeros.
+    splits = tl.where(served, tl.maximum(tl.cdiv(seen, sizes), 1), 0)
+    ends = tl.cumsum(splits, axis=0)
+    index = tl.arange(0, BATCH)
+    for work in tl.range(tl.program_id(0), tl.sum(splits, axis=0) * HKV, tl.num_programs(0)):
+        head = work % HKV
+        b = tl.sum((ends <= work // HKV).to(tl.int32), axis=0)
+        mine = index == b
+        count = tl.sum(tl.where(mine, counts, 0), axis=0)
+        length = tl.sum(tl.where(mine, lengths, 0), axis=0)
+        size = tl.sum(tl.where(mine, sizes, 0), axis=0)
+        split_count = tl.sum(tl.where(mine, splits, 0), axis=0)
+        split = work // HKV - tl.sum(tl.where(index < b, splits, 0), axis=0)
+        start = tl.load(query_start_ptr + b)
+        begin = first_visible(length, count, window, WINDOWED) + split * size
+        end = tl.minimum(begin + size, length)
+
+        q = load_queries(
+            q_ptr, start, count, head, q_stride_t, q_stride_h, G, D, BLOCK_M, BLOCK_D, COMPUTE
+        )
+        row, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+        acc, m, total = attend(
+            tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32),
+            tl.full([BLOCK_M], float("-inf"), dtype=tl.float32),
+            tl.zeros([BLOCK_M], dtype=tl.float32),
+            q,
+            length - count + row // G,
+            k_ptr,
+            v_ptr,
+            k_scale_ptr,
+            v_scale_ptr,
+            table_ptr + b.to(tl.int64) * table_stride,
+            head,
+            begin,
+            end,
+            scale,
+            softcap,
+            window,
+            HKV,
+            D,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_D,
+            QUANTIZED,
+            CAPPED,
+            WINDOWED,
+            True,
+        )
+        if split_count == 1:
+            store_output(
+                out_ptr, normalized(acc, total), start, count, head, HQ, G, D, BLOCK_M, BLOCK_D
+            )
+        else:
+            pair = b * HKV + head
+            first = pair.to(tl.int64) * max_splits
+            inside = row < count * G
+            stat = stat_ptr + (first + split) * 2 * ROWS + row
+            tl.store(stat, m, mask=inside)
+            tl.store(stat + ROWS, total, mask=inside)
+            part = part_ptr + ((first + split) * ROWS + row[:, None]) * D + d[None, :]
+            tl.store(part, acc, mask=inside[:, None] & (d < D)[None, :])
+            # Every thread's stores before the one thread's release.
+            tl.debug_barrier()
+            arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
+            if arrived == split_count - 1:
+                value = _reduced(
+                    part_ptr + first * ROWS * D,
+                    stat_ptr + first * 2 * ROWS,
+                    split_count,
+                    count * G,
+                    ROWS,
+                    D,
+                    BLOCK_D,
+                    REDUCE,
+                )
+                BLOCK_R: tl.constexpr = triton.next_power_of_2(ROWS)
+                store_output(out_ptr, value, start, count, head, HQ, G, D, BLOCK_R, BLOCK_D)
+                tl.store(counter_ptr + pair, 0)
+
+
+@triton.jit
+def _reduced(
+    part_ptr,  # float32 [split_count, ROWS, D]
+    stat_ptr,  # float32 [split_count, 2, ROWS]
+    split_count,
+    rows,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    REDUCE: tl.constexpr,
+):
+    """The rows' outputs [BLOCK_R, BLOCK_D] from all splits' parts, in the order of the splits."""
+    BLOCK_R: tl.constexpr = triton.next_power_of_2(ROWS)
+    row, d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
+    inside = row < rows
+    acc = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
+    m = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_R], dtype=tl.float32)
+    for begin in tl.range(0, split_count, REDUCE):
+        split = begin + tl.arange(0, REDUCE)
+        here = (split < split_count)[:, None] & inside[None, :]
+        stat = stat_ptr + split[:, None] * 2 * ROWS + row[None, :]
+        # Past the first-level cache, which does not see what other programs write.
+        part_m = tl.load(stat, mask=here, other=float("-inf"), cache_modifier=".cg")
+        part_total = tl.load(stat + ROWS, mask=here, other=0.0, cache_modifier=".cg")
+        offset = (split[:, None] * ROWS + row[None, :]) * D
+        part = tl.load(
+            part_ptr + offset[:, :, None] + d[None, None, :],
+            mask=here[:, :, None] & (d < D)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_m = tl.maximum(m, tl.max(part_m, axis=0))
+        shift = tl.where(new_m == float("-inf"), 0.0, new_m)
+        decay = tl.exp2(m - shift)
+        weight = tl.exp2(part_m - shift[None, :])
+        acc = acc * decay[:, None] + tl.sum(part * weight[:, :, None], axis=0)
+        total = total * decay + tl.sum(part_total * weight, axis=0)
+        m = new_m
+    return normalized(acc, total)
+
+
+@triton.jit(do_not_specialize=["batch", "table_stride", "window"])
+def _attention_prefill_kernel(
+    q_ptr,  # [T, HQ, D]
+    k_ptr,  # [blocks, BLOCK_SIZE, HKV, D]
+    v_ptr,
+    k_scale_ptr,  # float32 [blocks, BLOCK_SIZE, HKV]
+    v_scale_ptr,
+    query_start_ptr,  # int32 [batch + 1]
+    kv_len_ptr,  # int32 [batch]
+    table_ptr,  # int32 [batch, table_stride]
+    out_ptr,  # [T, HQ, D]
+    batch,
+    table_stride,
+    q_stride_t,
+    q_stride_h,
+    scale,
+    softcap,
+    window,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BATCH: tl.constexpr,  # power of two
+    DECODED: tl.constexpr,  # sequences with up to so many queries are the decode kernel's
+    COMPUTE: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program for a tile of a sequence's queries and one kv head."""
+    G: tl.constexpr = HQ // HKV
+    QUERIES: tl.constexpr = BLOCK_M // G
+    counts, lengths = counts_and_lengths(query_start_ptr, kv_len_ptr, batch, BATCH)
+    tiles = tl.where(counts > DECODED, tl.cdiv(counts, QUERIES), 0)
+    tile_count = tl.sum(tiles, axis=0)
+    if tl.program_id(1) >= tile_count:
+        return
+    # The last tiles of a sequence see the most keys: they start first.
+    item = tile_count - 1 - tl.program_id(1)
+    head = tl.program_id(0)
+    index = tl.arange(0, BATCH)
+    b = tl.sum((tl.cumsum(tiles, axis=0) <= item).to(tl.int32), axis=0)
+    count = tl.sum(tl.where(index == b, counts, 0), axis=0)
+    length = tl.sum(tl.where(index == b, lengths, 0), axis=0)
+    first_query = (item - tl.sum(tl.where(index < b, tiles, 0), axis=0)) * QUERIES
+    start = tl.load(query_start_ptr + b) + first_query
+    mine = tl.minimum(count - first_query, QUERIES)
+
+    q = load_queries(
+        q_ptr, start, mine, head, q_stride_t, q_stride_h, G, D, BLOCK_M, BLOCK_D, COMPUTE
+    )
+    row = tl.arange(0, BLOCK_M)
+    first_position = length - count + first_query
+    q_position = first_position + row // G
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    m = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+    table = table_ptr + b.to(tl.int64) * table_stride
+    # Keys from `low` to `high`; those from `plain` to `causal` are seen by every row.
+    low = first_visible(first_position + mine, mine, window, WINDOWED)
+    high = tl.maximum(first_position + mine, 0)
+    causal = low + tl.maximum(first_position + 1 - low, 0) // BLOCK_N * BLOCK_N
+    plain = low
+    if WINDOWED:
+        hidden = tl.maximum(first_position + mine - window - low, 0)
+        plain = tl.minimum(low + tl.cdiv(hidden, BLOCK_N) * BLOCK_N, causal)
+        acc, m, total = attend(
+            acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
+            low, plain, scale, softcap, window,
+            HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, True,
+        )  # fmt: skip
+    acc, m, total = attend(
+        acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
+        plain, causal, scale, softcap, window,
+        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, False,
+    )  # fmt: skip
+    acc, m, total = attend(
+        acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
+        causal, high, scale, softcap, window,
+        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, True,
+    )  # fmt: skip
+    store_output(out_ptr, normalized(acc, total), start, mine, head, HQ, G, D, BLOCK_M, BLOCK_D)
+
+
+def attention(
+    q: Tensor,
+    pool: KVPool,
+    query_start: Tensor,
+    kv_len: Tensor,
+    block_table: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    max_queries: int | None = None,
+) -> Tensor:
+    """See `kernels.attention.attention`."""
+    tokens, q_heads, dim = q.shape
+    batch = kv_len.shape[0]
+    q = q if q.stride(2) == 1 else q.contiguous()
+    # Rows of q past query_start[-1] belong to no sequence; there are none in a valid call.
+    out = torch.empty(tokens, q_heads, dim, dtype=q.dtype, device=q.device)
+    if tokens == 0 or batch == 0:
+        return out
+    layout = pool.layout
+    groups = q_heads // layout.num_kv_heads
+    compute = _compute_dtype(q.dtype, layout.torch_dtype)
+    key = (layout.dtype, _NAMES[compute], dim, groups)
+    decode = DECODE.config(key, q.device)
+    decoded = decode.constants["BLOCK_M"] // groups
+    scale = dim**-0.5 if scale is None else scale
+    block_table = block_table if block_table.stride(1) == 1 else block_table.contiguous()
+    tensors = (
+        q,
+        pool.k,
+        pool.v,
+        pool.k if pool.k_scale is None else pool.k_scale,
+        pool.v if pool.v_scale is None else pool.v_scale,
+        query_start,
+        kv_len,
+        block_table,
+        out,
+    )
+    numbers = (
+        q.stride(0),
+        q.stride(1),
+        scale * LOG2E.value if softcap is None else scale,
+        softcap or 0.0,
+        window or 0,
+    )
+    constants = {
+        "HQ": q_heads,
+        "HKV": layout.num_kv_heads,
+        "D": dim,
+        "BLOCK_SIZE": layout.block_size,
+        "BATCH": triton.next_power_of_2(batch),
+        "COMPUTE": getattr(tl, str(compute).removeprefix("torch.")),
+        "QUANTIZED": layout.quantized,
+        "CAPPED": softcap is not None,
+        "WINDOWED": window is not None,
+        "BLOCK_D": head_block(dim),
+    }
+    most = tokens if max_queries is None else min(max_queries, tokens)
+    queries = min(decoded, most)
+    split = decode.constants["SPLIT"]
+    max_splits = min(MAX_SPLITS, triton.cdiv(block_table.shape[1] * layout.block_size, split))
+    max_splits = max(max_splits, 1)
+    pairs = batch * layout.num_kv_heads
+    rows = queries * groups
+    part_shape = (pairs, max_splits, rows, dim)
+    stat_shape = (pairs, max_splits, 2, rows)
+    meta = decode.meta
+    programs = min(meta.pop("WAVES") * target_of(q.device).sms, pairs * max_splits)
+    launch(
+        _attention_decode_kernel,
+        (programs,),
+        *tensors,
+        workspace("attention parts", part_shape, torch.float32, q.device),
+        workspace("attention statistics", stat_shape, torch.float32, q.device),
+        counters("attention", pairs, q.device),
+        batch,
+        block_table.stride(0),
+        max_splits,
+        *numbers,
+        **constants,
+        QUERIES=queries,
+        MAX_SPLITS=MAX_SPLITS,
+        REDUCE=_reduce(rows, head_block(dim)),
+        **meta,
+    )
+    if most > decoded:
+        prefill = PREFILL.config(key, q.device)
+        tiles = triton.cdiv(tokens, prefill.constants["BLOCK_M"] // groups) + batch
+        launch(
+            _attention_prefill_kernel,
+            (layout.num_kv_heads, tiles),
+            *tensors,
+            batch,
+            block_table.stride(0),
+            *numbers,
+            **constants,
+            DECODED=decoded,
+            **prefill.meta,
+        )
+    return out
+
+
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def _compute_dtype(q: torch.dtype, pool: torch.dtype) -> torch.dtype:
+    """What products are made in: loses nothing of q, K and V; codes of int8 are exact in float16.
+
+    bfloat16 queries become float16 exactly, but for what is below 6e-8 or above 65504.
+    """
+    if q == torch.float32 or pool == torch.float32:
+        return torch.float32
+    if pool == torch.bfloat16:
+        return torch.bfloat16 if q == torch.bfloat16 else torch.float32
+    return torch.float16
+
+
+def _reduce(rows: int, block_d: int) -> int:
+    """Splits to sum at a time: many loads in flight, but not more than registers hold."""
+    return max(1, min(16, 8192 // (triton.next_power_of_2(rows) * block_d)))
