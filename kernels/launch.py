@@ -38,6 +38,9 @@ class _Recorders(threading.local):
 
 
 _recorders = _Recorders()
+# Triton's interpreter patches its language and keeps the running program's index for the whole
+# process: one kernel at a time.
+_interpreter = threading.Lock()
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     if 0 in grid:
         return
     try:
-        with _on(device):
+        with _interpreter if INTERPRETED.value else _on(device):
             kernel[grid](*args, **meta)
     except BaseException:
         workspace.clear()  # counters may be left above zero

@@ -35,6 +35,8 @@ def rope_append(
     (2i, 2i + 1). slot_mapping int64 [T] = block * block_size + offset, without duplicates.
     q_norm, k_norm [D]: weights of an RMSNorm over each head, before rotation. All maths is in
     float32; K and V are then rounded to the pool's dtype, or quantised from float32.
+    impl "triton" only: negative slots, those of padding rows of captured graphs, are written
+    nowhere; the rows' q is returned all the same.
     Raises `InvalidInputError` for shapes that do not fit each other or the pool.
     """
     _validate(q, k, v, cos, sin, pool, slot_mapping, q_norm, k_norm)

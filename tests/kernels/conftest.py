@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import scratch
+from tests.devices import DEVICE
 
 
 @pytest.fixture
@@ -19,3 +20,10 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     scratch.clear()
+
+
+@pytest.fixture
+def on_device() -> Iterator[None]:
+    """Tensors made without a device land on `DEVICE`."""
+    with torch.device(DEVICE):
+        yield

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kernels import KVLayout, rope_append
 from kernels.quantization import dequantize, quantize
+from tests.devices import DEVICE, IMPLS
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 SMALLEST = 2.0**-149
@@ -63,18 +64,19 @@ def test_rows_are_quantised_apart() -> None:
     assert codes.abs().amax(-1).eq(127).all()
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("impl", IMPLS)
 def test_the_cache_holds_the_oracles_codes(impl: str) -> None:
     torch.manual_seed(0)
     k, v = torch.randn(2, 9, 2, 64).unbind()
     k[3, 1] = 0
     v[4] *= 1e-44
-    pool = KVLayout("int8", 4, 2, 64).allocate(5)
+    pool = KVLayout("int8", 4, 2, 64).allocate(5, DEVICE)
     slots = torch.randperm(20)[:9]
     cos, sin = torch.ones(9, 32), torch.zeros(9, 32)
     rope_append.rope_append(torch.randn(9, 4, 64), k, v, cos, sin, pool, slots, impl=impl)
     for x, codes, scale in ((k, pool.k, pool.k_scale), (v, pool.v, pool.v_scale)):
         assert scale is not None
-        expected_codes, expected_scale = numpy_oracle(x.numpy())
-        np.testing.assert_array_equal(codes.flatten(0, 1)[slots].numpy(), expected_codes)
-        np.testing.assert_array_equal(scale.flatten(0, 1)[slots].numpy(), expected_scale)
+        expected_codes, expected_scale = numpy_oracle(x.cpu().numpy())
+        np.testing.assert_array_equal(codes.flatten(0, 1)[slots].cpu().numpy(), expected_codes)
+        np.testing.assert_array_equal(scale.flatten(0, 1)[slots].cpu().numpy(), expected_scale)
