@@ -23,11 +23,16 @@ DTYPES = MappingProxyType(
 
 @dataclass(frozen=True)
 class Case:
-    """One set of sizes and options. `bench` marks realistic sizes, kept out of quick checks."""
+    """One set of sizes and options.
+
+    `bench` marks realistic sizes, kept out of quick checks; `gpu` those among them that are too
+    large for anything but a GPU.
+    """
 
     name: str
     params: Mapping[str, Any]
     bench: bool = False
+    gpu: bool = False
 
 
 class Random:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from kernels.budget import Budget, Verdict, judge
 from kernels.case_inputs import Case, Inputs, widen
 from kernels.dispatch import implementations
+from kernels.override import override
 
+Function = Callable[..., Any]
 _POOLED_ELEMENTS = 2000
 _MOST_DRAWS = 64
 
@@ -26,7 +29,8 @@ class Op:
     `bind(inputs, impl)` does what is done once (packing weights) and returns the call itself, for
     timing; `collect(inputs, raw)` names the tensors that the call wrote or returned. `flops` and
     `bytes_moved` are of one call: what the operation needs at least, not what an implementation
-    does. `aot` names the signatures of Triton kernels to compile ahead of time.
+    does. `aot` are calls that models make, whose kernels are compiled ahead of time; the inputs of
+    these are made on the device "meta".
     """
 
     name: str
@@ -37,44 +41,71 @@ class Op:
     flops: Callable[[Case], int]
     bytes_moved: Callable[[Case], int]
     budget: Budget = field(default_factory=Budget)
-    aot: tuple[Mapping[str, str], ...] = ()
+    aot: tuple[Case, ...] = ()
 
     @property
     def implementations(self) -> dict[str, str]:
         """Implementation -> module, for those that are there; "cpu" may be the reference's."""
         return implementations(self.name)
 
-    def run(self, inputs: Inputs, impl: str) -> dict[str, Tensor]:
-        """Call the operator once; rope_append writes into the pool that `inputs` holds."""
-        return self.collect(inputs, self.bind(inputs, impl)())
+    def run(self, inputs: Inputs, impl: str, own: Function | None = None) -> dict[str, Tensor]:
+        """Call the operator once; rope_append writes into the pool that `inputs` holds.
 
-    def check(self, case: Case, impl: str, device: str = "cpu") -> list[Verdict]:
-        """Measure `impl` on `case` against the float64 reference, output by output.
-
-        Small outputs are drawn several times and pooled: the mean of four errors is chance.
+        `own` stands in for the operator, with weights packed for `impl`.
         """
-        draws = [self._measure(case, impl, device, 0)]
-        smallest = min(len(oracle) for _, _, oracle in draws[0].values())
+        call = self.bind(inputs, impl)
+        with override(self.name, own) if own is not None else nullcontext():
+            return self.collect(inputs, call())
+
+    def check(
+        self, case: Case, impl: str, device: str = "cpu", own: Function | None = None
+    ) -> list[Verdict]:
+        """Measure `impl`, or `own`, on `case` against the float64 reference, output by output."""
+        return Yardstick(self, case, device).measure(impl, own)
+
+
+class Yardstick:
+    """What implementations are measured against on one case: the reference at the inputs' precision
+    and in float64.
+
+    Small outputs are drawn several times and pooled: the mean of four errors is chance.
+    """
+
+    def __init__(self, op: Op, case: Case, device: str = "cpu") -> None:
+        self._op, self._case, self._device = op, case, device
+        draws = [self._draw(0)]
+        smallest = min(oracle.numel() for oracle in draws[0][1].values())
         count = min(_MOST_DRAWS, math.ceil(_POOLED_ELEMENTS / max(smallest, 1)))
-        draws += [self._measure(case, impl, device, draw) for draw in range(1, count)]
-        verdicts = []
-        for name in draws[0]:
-            actual, reference, oracle = (
-                torch.cat([draw[name][part] for draw in draws]) for part in range(3)
+        draws += [self._draw(draw) for draw in range(1, count)]
+        self._references, self._oracles = zip(*draws, strict=True)
+
+    def measure(self, impl: str, own: Function | None = None) -> list[Verdict]:
+        """The verdict on each output of `impl`, or of `own` with weights packed for `impl`."""
+        op = self._op
+        actual = self._references
+        if impl != "reference" or own is not None:
+            draws = range(len(self._oracles))
+            actual = tuple(op.run(self._inputs(draw), impl, own) for draw in draws)
+        return [
+            judge(
+                name,
+                _pool(name, actual),
+                _pool(name, self._references),
+                _pool(name, self._oracles),
+                op.budget,
             )
-            verdicts.append(judge(name, actual, reference, oracle, self.budget))
-        return verdicts
+            for name in self._oracles[0]
+        ]
 
-    def _measure(
-        self, case: Case, impl: str, device: str, draw: int
-    ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Output -> (that of `impl`, the reference's, the oracle's), flattened."""
+    def _inputs(self, draw: int) -> Inputs:
+        return self._op.make_inputs(self._case, self._device, draw)
 
-        make = self.make_inputs
-        oracle = self.run(widen(make(case, device, draw)), "reference")
-        reference = self.run(make(case, device, draw), "reference")
-        actual = self.run(make(case, device, draw), impl)
-        return {
-            name: (actual[name].flatten(), reference[name].flatten(), oracle[name].flatten())
-            for name in oracle
-        }
+    def _draw(self, draw: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        inputs = self._inputs(draw)
+        # The oracle first: rope_append's reference writes into the pool.
+        oracle = self._op.run(widen(inputs), "reference")
+        return self._op.run(inputs, "reference"), oracle
+
+
+def _pool(name: str, draws: tuple[dict[str, Tensor], ...]) -> Tensor:
+    return torch.cat([draw[name].flatten() for draw in draws])

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from pipeline.cli.check import check
 from pipeline.cli.doctor import doctor
 from pipeline.cli.errors import (
     INTERRUPTED,
@@ -107,6 +108,7 @@ for name, function, summary in (
     ("parity", parity, "Compare a split model with the whole one, bit by bit."),
     ("plan", plan, "Show which layers go where, and what they weigh."),
     ("eval", evaluate, "Measure how well a model predicts a text."),
+    ("check", check, "Measure operators against their float64 reference."),
     ("doctor", doctor, "Look for what is missing or wrong on this machine."),
 ):
     app.command(

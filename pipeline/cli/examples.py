@@ -20,6 +20,11 @@ EXAMPLES = {
         "lamella eval --kv-dtype int8",
         "lamella eval notes.txt --model llama-3.2-1b --window 1024",
     ),
+    "check": (
+        "lamella check attention",
+        "lamella check rms_norm --impl cpu --case bf16 --json",
+        "lamella check rms_norm --impl my_kernels.py:rms_norm",
+    ),
     "doctor": ("lamella doctor", "lamella doctor --json"),
 }
 

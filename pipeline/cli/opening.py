@@ -19,6 +19,7 @@ from pipeline.cli.options import (
     SplitOptions,
 )
 from pipeline.cli.output import Output
+from pipeline.cli.overriding import overriding, resolved_impl
 from pipeline.cli.placing import place
 from pipeline.cli.progress import loading
 from pipeline.cli.stage_plan import check_max_seq_len
@@ -53,7 +54,11 @@ def open_pipeline(request: Request, to: Output) -> Iterator[LlamaPipeline]:
     check_max_seq_len(source.config, request.precision)
     with blaming("--bridge", request.compute.bridge):
         resolve_bridge(request.compute.bridge)
-    with raising_interrupts(), _load(folder, source, placement, request, to) as pipeline:
+    with (
+        overriding(request.compute),
+        raising_interrupts(),
+        _load(folder, source, placement, request, to) as pipeline,
+    ):
         to.remark(describe(pipeline))
         yield pipeline
 
@@ -68,7 +73,7 @@ def _load(
             splits=[stage.layers for stage in placement.stages],
             devices=placement.stage_device_ordinals,
             mode=placement.mode,
-            impl=compute.impl,
+            impl=resolved_impl(compute),
             bridge=compute.bridge,
             threads=compute.threads,
             dtype=precision.dtype,

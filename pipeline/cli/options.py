@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.values import choice, count, flag
+from kernels.own import is_own
+from pipeline.cli.values import choice, count, flag, text
 
 MODEL, SPLIT, COMPUTE, CACHE, OUTPUT = (
     "Model",
@@ -187,12 +188,23 @@ class ComputeOptions:
         choice(
             "--impl",
             among=("auto", "triton", "cpu", "reference"),
-            help="Operators: triton, cpu, reference, or auto for the device's own. "
-            "[dim]Default: auto.[/]",
+            others=is_own,
+            help="Operators: triton, cpu, reference, or auto for the device's own. Also your own, "
+            "as module:function, for the operator that it has the name of. [dim]Default: auto.[/]",
             show_default=False,
             rich_help_panel=COMPUTE,
         ),
     ] = "auto"
+    override: Annotated[
+        list[str] | None,
+        text(
+            "--override",
+            metavar="OP=IMPL",
+            help="Your own operator for the whole run, such as attention=module:function or "
+            "attention=file.py:function. Several times for several.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None
     bridge: Annotated[
         str,
         choice(

@@ -42,10 +42,17 @@ def number(*names: str, allowed: str, test: Callable[[float], bool], **extra: An
     return typer.Option(*names, parser=parse, **{"metavar": "X", **extra})
 
 
-def choice(*names: str, among: tuple[str, ...], **extra: Any) -> Any:
-    """An option that takes one of some words, in upper or lower case."""
+def choice(
+    *names: str,
+    among: tuple[str, ...],
+    others: Callable[[str], bool] = lambda value: False,
+    **extra: Any,
+) -> Any:
+    """An option that takes one of some words, in upper or lower case, or what `others` accepts."""
 
     def parse(value: object) -> str:
+        if others(str(value)):
+            return str(value)
         word = str(value).strip().lower()
         if word not in among:
             raise usage_error(names[0], value, f"expected one of {', '.join(among)}")

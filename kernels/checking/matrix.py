@@ -1,0 +1,83 @@
+"""What is to be checked, job by job, and the processes that do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from kernels.own import is_own
+from kernels.processes import Crew
+from kernels.registry import get_op
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """One case of one operator; its implementations share the reference's results."""
+
+    op: str
+    case: str
+    impls: tuple[str, ...]  # of the operator, or "module:function"
+    like: str  # whose packed weights a "module:function" gets
+    device: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One output's errors beside their budgets; `message` says why there are none."""
+
+    op: str
+    case: str
+    impl: str
+    output: str | None = None
+    error: float | None = None
+    budget: float | None = None
+    mean_error: float | None = None
+    mean_budget: float | None = None
+    ok: bool = False
+    message: str | None = None
+
+
+def check_jobs(
+    ops: Sequence[str],
+    impls: Sequence[str],
+    *,
+    like: str = "reference",
+    device: str = "cpu",
+    bench_cases: bool = False,
+    only: str = "",
+) -> list[CheckJob]:
+    """A job for every case of `ops` whose name contains `only`, with those of `impls` there are.
+
+    No `impls` means all that the operator has and `device` takes. Of the large cases that `bench`
+    times there are jobs only with `bench_cases`, on a CPU without those that need a GPU.
+    """
+    jobs = []
+    for name in ops:
+        op = get_op(name)
+        present = [i for i in op.implementations if device == "cpu" or i != "cpu"]
+        mine = tuple(i for i in impls or present if is_own(i) or i in present)
+        for case in op.cases if mine else ():
+            wanted = (not case.bench or bench_cases) and (device != "cpu" or not case.gpu)
+            if wanted and only in case.name:
+                jobs.append(CheckJob(name, case.name, mine, like, device))
+    return jobs
+
+
+def run_checks(jobs: Sequence[CheckJob], processes: int | None = None) -> Iterator[list[Checked]]:
+    """The outputs of each job, in the order in which jobs end.
+
+    On a CPU kernels run in Triton's interpreter, in as many processes as there are cores (at most
+    four) unless told otherwise, of a thread each; on a GPU compiled, in one.
+    """
+    on_cpu = all(job.device == "cpu" for job in jobs)
+    count = processes or (min(4, len(os.sched_getaffinity(0))) if on_cpu else 1)
+    environment = {"TRITON_INTERPRET": "1" if on_cpu else None}
+    if on_cpu:
+        environment["OMP_NUM_THREADS"] = "1"
+    with Crew("kernels.checking.worker", count, environment) as crew:
+        for job, result in crew.run([asdict(job) for job in jobs]):
+            outputs = result.get("outputs") or [
+                {"impl": impl, "message": result["error"]} for impl in job["impls"]
+            ]
+            yield [Checked(job["op"], job["case"], **output) for output in outputs]
