@@ -59,6 +59,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 
     Raises `UnsupportedError` for CPU tensors outside Triton's interpreter.
     """
+    meta.setdefault("enable_fp_fusion", True)  # Triton's own default is about to change
     if _recorders.active:
         _recorders.active[-1].append(Launch(kernel, grid, args, meta))
         return
