@@ -114,6 +114,14 @@ def load_stage_weights(
         report(name)
         return result
 
+    def matrix(name: str) -> Callable[[], torch.Tensor]:
+        def read() -> torch.Tensor:
+            weight = cast(name, source.linear(name).weight)  # MLPs have no bias
+            report(name)
+            return weight
+
+        return read
+
     def layer(index: int) -> LayerWeights:
         prefix = f"model.layers.{index}"
         qk_norm = source.config.qk_norm
@@ -124,10 +132,10 @@ def load_stage_weights(
             k_norm=tensor(f"{prefix}.self_attn.k_norm.weight") if qk_norm else None,
             o=packed(f"{prefix}.self_attn.o_proj"),
             post_norm=tensor(f"{prefix}.post_attention_layernorm.weight"),
-            mlp=decode_mlp.PackedMLP(
-                impl,
-                gate_up=packed(f"{prefix}.mlp.gate_up_proj"),
-                down=packed(f"{prefix}.mlp.down_proj"),
+            mlp=decode_mlp.pack(
+                matrix(f"{prefix}.mlp.gate_up_proj"),
+                matrix(f"{prefix}.mlp.down_proj"),
+                impl=impl,
             ),
         )
 

@@ -3,30 +3,53 @@ https://arxiv.org/abs/2002.05202), for the few rows of a decode step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kernels.decode_mlp.packed import PackedMLP
 from kernels.dispatch import implementation, implementation_module
+from kernels.linear import PackedLinear
 from kernels.linear import pack as pack_linear
 from kernels.validation import require
 
 __all__ = ["PackedMLP", "decode_mlp", "pack"]
 
 
-def pack(gate_up: Tensor, down: Tensor, *, impl: str) -> PackedMLP:
+Source = Tensor | Callable[[], Tensor]
+
+
+def pack(gate_up: Source, down: Source, *, impl: str) -> PackedMLP:
     """Pack gate_up [2I, H], gate's rows first, and down [H, I] for `impl`.
 
-    Raises `InvalidInputError` for other shapes or unequal dtypes.
+    A function in a tensor's place is called when its turn comes and what it returns is let go once
+    packed, so that one of the two is in memory unpacked, not both. Raises `InvalidInputError` for
+    other shapes or unequal dtypes.
     """
     op = "decode_mlp.pack"
-    ok = gate_up.dim() == 2 and gate_up.shape[0] % 2 == 0
-    require(ok, op, "gate_up", gate_up, "[2 * intermediate, hidden]")
-    expected = (gate_up.shape[1], gate_up.shape[0] // 2)
-    ok = down.shape == expected and down.dtype == gate_up.dtype
-    require(ok, op, "down", down, f"{gate_up.dtype} of shape {list(expected)}")
-    implementation_module("decode_mlp", impl)  # an `impl` that is not there is an error
-    return PackedMLP(impl, pack_linear(gate_up, impl=impl), pack_linear(down, impl=impl))
+    module = implementation_module("decode_mlp", impl)  # an `impl` not there is an error
+    # An implementation whose kernel wants another order of rows says so by having this function.
+    reorder = getattr(module, "interleave", None)
+
+    def packed_gate_up(weight: Tensor) -> PackedLinear:
+        ok = weight.dim() == 2 and weight.shape[0] % 2 == 0
+        require(ok, op, "gate_up", weight, "[2 * intermediate, hidden]")
+        return pack_linear(weight if reorder is None else reorder(weight), impl=impl)
+
+    def packed_down(weight: Tensor, first: PackedLinear) -> PackedLinear:
+        expected = (first.in_features, first.out_features // 2)
+        ok = weight.shape == expected and weight.dtype == first.dtype
+        require(ok, op, "down", weight, f"{first.dtype} of shape {list(expected)}")
+        return pack_linear(weight, impl=impl)
+
+    first = packed_gate_up(_read(gate_up))
+    second = packed_down(_read(down), first)
+    return PackedMLP(impl, first, second, interleaved=reorder is not None)
+
+
+def _read(source: Source) -> Tensor:
+    return source if isinstance(source, Tensor) else source()
 
 
 def decode_mlp(x: Tensor, norm_weight: Tensor, eps: float, mlp: PackedMLP, *, impl: str) -> Tensor:

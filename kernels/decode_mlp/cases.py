@@ -9,11 +9,12 @@ from torch import Tensor
 
 from kernels.case_inputs import DTYPES, Case, Inputs, Random
 from kernels.decode_mlp import decode_mlp, pack
+from kernels.model_shapes import LLAMA_1B, LLAMA_8B, MODELS
 from kernels.op import Op
 
 
-def _case(b: int, h: int, i: int, dtype: str, bench: bool = False) -> Case:
-    return Case(f"B{b}-H{h}-I{i}-{dtype}", {"b": b, "h": h, "i": i, "dtype": dtype}, bench)
+def _case(b: int, h: int, i: int, dtype: str, bench: bool = False, gpu: bool = False) -> Case:
+    return Case(f"B{b}-H{h}-I{i}-{dtype}", {"b": b, "h": h, "i": i, "dtype": dtype}, bench, gpu)
 
 
 CASES = (
@@ -23,6 +24,20 @@ CASES = (
         for b, h, i in ((1, 64, 176), (3, 97, 130), (16, 200, 33), (2, 128, 512))
     ),
     *(_case(b, 2048, 8192, "bf16", bench=True) for b in (1, 4, 16, 32)),
+    *(_case(b, 4096, 14336, "bf16", bench=True, gpu=True) for b in (1, 4, 16)),
+)
+
+AOT = tuple(
+    {
+        case.name: case
+        for b in (1, 32, 64, 128)
+        for model, dtype in (
+            *((model, "bf16") for model in MODELS),
+            (LLAMA_8B, "fp16"),
+            (LLAMA_1B, "fp32"),
+        )
+        for case in (_case(b, model.hidden_size, model.intermediate_size, dtype),)
+    }.values()
 )
 
 
@@ -65,4 +80,5 @@ DECODE_MLP = Op(
     _collect,
     _flops,
     _bytes,
+    aot=AOT,
 )

@@ -11,11 +11,15 @@ from kernels.linear.packed import PackedLinear
 
 @dataclass(frozen=True, eq=False)
 class PackedMLP:
-    """`gate_up` (hidden -> 2 * intermediate, gate first) and `down`; see `decode_mlp.pack`."""
+    """`gate_up` (hidden -> 2 * intermediate) and `down`; see `decode_mlp.pack`.
+
+    In `gate_up` gate's rows come first or, `interleaved`, gate's and up's rows take turns.
+    """
 
     impl: str
     gate_up: PackedLinear
     down: PackedLinear
+    interleaved: bool = False
 
     @property
     def hidden_size(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.case_inputs import DTYPES, Case, Inputs, Random
 from kernels.linear import linear, pack
+from kernels.model_shapes import LLAMA_1B, LLAMA_8B, MODELS, QWEN2_7B, ModelShape
 from kernels.op import Op
 
 
@@ -38,6 +39,34 @@ CASES = (
         for dtype in ("fp32", "bf16")
         for t in (1, 16, 128)
     ),
+)
+
+
+def _aot(model: ModelShape, dtype: str) -> list[Case]:
+    """Both projections of a model that are no MLP, for 1, 32 and 64 rows."""
+    attended, hidden = model.heads * model.head_dim, model.hidden_size
+    return [
+        case
+        for t in (1, 32, 64)
+        for case in (
+            _case(t, model.qkv_rows, hidden, dtype, model.qkv_bias, False),
+            _case(t, hidden, attended, dtype, False, True),
+        )
+    ]
+
+
+AOT = tuple(
+    {
+        case.name: case
+        for model, dtype in (
+            *((model, "bf16") for model in MODELS),
+            (QWEN2_7B, "fp16"),
+            (LLAMA_8B, "fp16"),
+            (LLAMA_1B, "fp32"),
+            (QWEN2_7B, "fp32"),
+        )
+        for case in _aot(model, dtype)
+    }.values()
 )
 
 
@@ -83,4 +112,5 @@ LINEAR = Op(
     _collect,
     _flops,
     _bytes,
+    aot=AOT,
 )

@@ -8,10 +8,11 @@ are. Shapes: N rows of weights, K columns, M rows of x.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from kernels.primitives import cast, dot
+from kernels.primitives import INTERPRETED, cast, dot
 
 # What tile_product does to the rows of x before they are multiplied.
 PLAIN = tl.constexpr(0)  # nothing: x has the weights' dtype
@@ -19,8 +20,22 @@ NORM = tl.constexpr(1)  # RMSNorm, one pass: sums of squares beside the product
 NORM_FIRST = tl.constexpr(2)  # RMSNorm, two passes: x * norm_weight could overflow float16
 
 
+def norm_mode(dtype: torch.dtype) -> int:
+    """The MODE that fuses an RMSNorm with weights of `dtype`."""
+    mode = NORM_FIRST if dtype == torch.float16 else NORM
+    return int(mode.value)
+
+
 @triton.jit
-def pair_sums(x, M: tl.constexpr, K: tl.constexpr):
+def _quad_sums(x, M: tl.constexpr, K: tl.constexpr):
+    """x [M, K] -> sums of four neighbours each, [M, K / 4], in an order that nothing changes."""
+    left, right = tl.split(tl.reshape(x, (M, K // 4, 2, 2)))
+    left, right = tl.split(left + right)
+    return left + right
+
+
+@triton.jit
+def _pair_sums(x, M: tl.constexpr, K: tl.constexpr):
     """x [M, K] -> the rows' sums [M], neighbours first: an order that no tensor layout changes.
 
     `tl.sum` adds in an order that depends on M, and a row's bits must not.
@@ -60,13 +75,13 @@ def tile_product(
     o_k = tl.arange(0, BLOCK_K)
     p_x = x_ptr + (o_m.to(tl.int64) * x_stride)[:, None]
     p_w = w_ptr + (o_n * width)[:, None]
-    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_K // 4), tl.float32)
     scale = tl.zeros((BLOCK_M,), tl.float32)
     if MODE == NORM_FIRST:
         for first in range(0, width, BLOCK_K):
             b_x = _x_tile(p_x, m_m, first + o_k, width, EVEN_K).to(tl.float32)
-            squares += b_x * b_x
-        scale = 1.0 / tl.sqrt(pair_sums(squares, BLOCK_M, BLOCK_K) / width + eps)
+            squares += _quad_sums(b_x * b_x, BLOCK_M, BLOCK_K)
+        scale = 1.0 / tl.sqrt(_pair_sums(squares, BLOCK_M, BLOCK_K // 4) / width + eps)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for first in range(start, stop, BLOCK_K):
         column = first + o_k
@@ -84,18 +99,18 @@ def tile_product(
                 b_norm = tl.load(norm_ptr + column, mask=column < width, other=0.0)
             b_x = b_x.to(tl.float32)
             if MODE == NORM:
-                squares += b_x * b_x
+                squares += _quad_sums(b_x * b_x, BLOCK_M, BLOCK_K)
             else:
                 b_x = b_x * scale[:, None]
             b_x = cast(b_x * b_norm.to(tl.float32)[None, :], dtype)
-        if dtype == tl.float32:
+        if dtype == tl.float32 and not INTERPRETED:
             # A sum of short sums errs far less than one long chain. The option keeps the compiler
             # from making the chain again: it takes a dot plus a tensor for an accumulating dot.
             acc += tl.dot(b_w, tl.trans(b_x), input_precision="ieee", max_num_imprecise_acc=1)
         else:
             acc = dot(b_w, tl.trans(b_x), acc)
     if MODE == NORM:
-        scale = 1.0 / tl.sqrt(pair_sums(squares, BLOCK_M, BLOCK_K) / width + eps)
+        scale = 1.0 / tl.sqrt(_pair_sums(squares, BLOCK_M, BLOCK_K // 4) / width + eps)
         acc *= scale[None, :]
     return acc
 

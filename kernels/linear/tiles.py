@@ -42,7 +42,7 @@ def default_config(key: Key, target: Target, *, split: bool) -> Config:
     """Two programs an SM, each with tens of kilobytes in flight."""
     n, k, dtype = key
     if target.arch == "interpreter":
-        block_k = 64 if dtype == "float32" else 128
+        block_k = 32 if dtype == "float32" else 128
         splits = 2 if split and k > block_k else 1
         constants = {"BLOCK_N": 128, "BLOCK_K": block_k}
         return Config(constants | ({"SPLIT_K": splits} if split else {}), 1, 1)
@@ -67,7 +67,7 @@ def config_space(key: Key, target: Target, *, split: bool) -> list[Config]:
         stage = _stage_bytes(config, _TYPICAL_ROWS, size, 4)
         if (
             8192 <= tile <= 32768
-            and 16384 <= tile * (config.num_stages - 1)
+            and tile * (config.num_stages - 1) >= 16384
             and stage * config.num_stages <= _usable(target)
             and k >= 4 * splits * config.constants["BLOCK_K"]
             and (splits == 1 or programs <= 16 * target.sms)

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.case_inputs import DTYPES, Case, Inputs, Random
 from kernels.linear import pack
 from kernels.logits import greedy, logits
+from kernels.model_shapes import LLAMA_1B, LLAMA_8B, MODELS
 from kernels.op import Op
 
 
@@ -24,6 +25,19 @@ CASES = (
         for b, h, v in ((1, 64, 1000), (3, 97, 301), (17, 200, 515), (2, 128, 2))
     ),
     *(_case(b, 2048, 128256, "bf16", bench=True) for b in (1, 16)),
+)
+
+AOT = tuple(
+    {
+        case.name: case
+        for b in (1, 32, 64)
+        for model, dtype in (
+            *((model, "bf16") for model in MODELS),
+            (LLAMA_8B, "fp16"),
+            (LLAMA_1B, "fp32"),
+        )
+        for case in (_case(b, model.hidden_size, model.vocab_size, dtype),)
+    }.values()
 )
 
 
@@ -43,6 +57,8 @@ def make_greedy_inputs(case: Case, device: str = "cpu", draw: int = 0) -> Inputs
     A winner's weights are zero but for one, so that no order of summing changes its logit.
     """
     inputs = make_inputs(case, device, draw)
+    if device == "meta":
+        return inputs
     b, v = case.params["b"], case.params["v"]
     hidden, head = inputs["hidden"], inputs["head"]
     for row in range(b):
@@ -89,6 +105,7 @@ LOGITS = Op(
     lambda inputs, raw: {"logits": raw},
     _flops,
     _logits_bytes,
+    aot=AOT,
 )
 GREEDY = Op(
     "greedy",
@@ -98,4 +115,5 @@ GREEDY = Op(
     lambda inputs, raw: {"token": raw},
     _flops,
     _greedy_bytes,
+    aot=AOT,
 )
