@@ -181,9 +181,9 @@ def _greedy_kernel(
     tl.debug_barrier()  # all threads' stores come before the count
     if tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu") == tiles - 1:
         tl.store(arrived_ptr, 0)
-        best = tl.full((BLOCK_M, BLOCK_T), float("-inf"), tl.float32)
-        token = tl.full((BLOCK_M, BLOCK_T), _NO_TOKEN, tl.int32)
-        for first in tl.range(0, tiles, BLOCK_T, loop_unroll_factor=4):
+        most = tl.full((BLOCK_M, BLOCK_T), float("-inf"), tl.float32)
+        holder = tl.full((BLOCK_M, BLOCK_T), _NO_TOKEN, tl.int32)
+        for first in tl.range(0, tiles, BLOCK_T, loop_unroll_factor=2):
             o_t = first + tl.arange(0, BLOCK_T)
             o_part = o_m[:, None] * tiles + o_t[None, :]
             mask = m_m[:, None] & (o_t < tiles)[None, :]
@@ -192,11 +192,11 @@ def _greedy_kernel(
                 best_ptr + o_part, mask=mask, other=float("-inf"), cache_modifier=".cg"
             )
             b_token = tl.load(where_ptr + o_part, mask=mask, other=_NO_TOKEN, cache_modifier=".cg")
-            wins = (b_best > best) | ((b_best == best) & (b_token < token))
-            best = tl.where(wins, b_best, best)
-            token = tl.where(wins, b_token, token)
-        top = tl.max(best, axis=1)
-        lowest = tl.min(tl.where(best == top[:, None], token, _NO_TOKEN), axis=1)
+            wins = (b_best > most) | ((b_best == most) & (b_token < holder))
+            most = tl.where(wins, b_best, most)
+            holder = tl.where(wins, b_token, holder)
+        top = tl.max(most, axis=1)
+        lowest = tl.min(tl.where(most == top[:, None], holder, _NO_TOKEN), axis=1)
         # No logit equals a maximum that is NaN: the reference then finds token 0.
         tl.store(token_ptr + o_m, tl.maximum(lowest, 0).to(tl.int64), mask=m_m)
 
