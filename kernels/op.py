@@ -19,6 +19,7 @@ from kernels.override import override
 Function = Callable[..., Any]
 _POOLED_ELEMENTS = 2000
 _MOST_DRAWS = 64
+_EXACT_DRAWS = 8  # of outputs that must be equal: each stands for itself
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ class Yardstick:
     def __init__(self, op: Op, case: Case, device: str = "cpu") -> None:
         self._op, self._case, self._device = op, case, device
         draws = [self._draw(0)]
-        smallest = min(oracle.numel() for oracle in draws[0][1].values())
-        count = min(_MOST_DRAWS, math.ceil(_POOLED_ELEMENTS / max(smallest, 1)))
+        count = max(_draws_for(oracle) for oracle in draws[0][1].values())
         draws += [self._draw(draw) for draw in range(1, count)]
         self._references, self._oracles = zip(*draws, strict=True)
 
@@ -109,3 +109,10 @@ class Yardstick:
 
 def _pool(name: str, draws: tuple[dict[str, Tensor], ...]) -> Tensor:
     return torch.cat([draw[name].flatten() for draw in draws])
+
+
+def _draws_for(output: Tensor) -> int:
+    """How many draws of an output make a mean that is not chance."""
+    if not output.is_floating_point():
+        return _EXACT_DRAWS
+    return min(_MOST_DRAWS, math.ceil(_POOLED_ELEMENTS / max(output.numel(), 1)))

@@ -34,8 +34,10 @@ def cast(x, dtype: tl.constexpr):
 @triton.jit
 def dot(a, b, acc):
     """acc + a b in float32. a [M, K], b [K, N], one dtype; float32 goes without TF32."""
-    if INTERPRETED and a.dtype == tl.bfloat16:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    if INTERPRETED:
+        # numpy's float32 product sums in an order that depends on the tiles' shapes.
+        exact = tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64))
+        return (acc.to(tl.float64) + exact).to(tl.float32)
     else:
         return tl.dot(a, b, acc, input_precision="ieee")
 

@@ -11,20 +11,22 @@ from kernels import OPS, get_op
 from kernels.budget import Budget, judge
 from kernels.case_inputs import Case
 from kernels.op import Op
+from tests.devices import DEVICE, IMPLS
 
+TESTED = tuple(impl for impl in IMPLS if impl != "reference")
 MEASURED = [
     pytest.param(op, case, impl, id=f"{op.name}-{case.name}-{impl}")
     for op in OPS.values()
     for case in op.cases
     for impl in op.implementations
-    if impl == "cpu" and not case.bench
+    if impl in TESTED and not case.bench
 ]
 
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(("op", "case", "impl"), MEASURED)
 def test_within_budget(op: Op, case: Case, impl: str) -> None:
-    for verdict in op.check(case, impl):
+    for verdict in op.check(case, impl, DEVICE):
         assert verdict.ok, verdict
 
 
@@ -33,7 +35,7 @@ def test_within_budget(op: Op, case: Case, impl: str) -> None:
 def test_reference_gives_no_nan(op: Op) -> None:
     for case in op.cases:
         if not case.bench:
-            for verdict in op.check(case, "reference"):
+            for verdict in op.check(case, "reference", DEVICE):
                 assert verdict.ok, (case.name, verdict)
 
 
@@ -44,8 +46,9 @@ WINDOWS = (None, 3, 13, 37, 533)
 KV_DTYPES = ("fp32", "bf16", "fp16", "int8")
 
 
+@pytest.mark.parametrize("impl", TESTED)
 @pytest.mark.parametrize("index", range(40))
-def test_attention_grid(index: int) -> None:
+def test_attention_grid(index: int, impl: str) -> None:
     random = Random(index)  # so that no two options move together
     group, kv_heads = random.choice(GROUPS), random.choice((1, 2))
     lengths = (0, 1, 3, 54, 97, 199, 1999 if index % 7 == 0 else 200)
@@ -59,7 +62,7 @@ def test_attention_grid(index: int) -> None:
         "window": random.choice(WINDOWS),
         "softcap": 10.0 if index % 6 == 5 else None,
     }
-    for verdict in get_op("attention").check(Case(f"grid {index}", params), "cpu"):
+    for verdict in get_op("attention").check(Case(f"grid {index}", params), impl, DEVICE):
         assert verdict.ok, (params, verdict)
 
 
