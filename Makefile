@@ -19,12 +19,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
+# The oldest supported Triton, beside the installed one; the compile matrix runs with both.
+$(VENV)/triton-3.6/.installed: | $(VENV)/.installed
+	if [ "$$(uname)" = Linux ]; then $(BIN)/python -m pip install --quiet --no-deps \
+		--target $(@D) 'triton==3.6.*'; else mkdir -p $(@D); fi
+	touch $@
+
 demo: $(VENV)/.installed  ## install, generate with two overlapped stages and int8 KV, check parity
 	$(BIN)/lamella generate --stages 2 --mode overlapped --kv-dtype int8 --temperature 0.6 \
 		--max-new-tokens 40 --prompts-file model/bundled/prompts.txt
 	$(BIN)/lamella parity --stages 2 --mode overlapped --kv-dtype int8
 
-test: $(VENV)/.installed-dev  ## install what is needed and run the tests
+test: $(VENV)/.installed-dev $(VENV)/triton-3.6/.installed  ## install what is needed and run the tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy, import-linter

@@ -36,21 +36,32 @@ class Case:
 
 
 class Random:
-    """Seeded by the case's name and the draw, so that every device sees the same numbers."""
+    """Seeded by the case's name and the draw, so that every device sees the same numbers.
+
+    On the device "meta" tensors have shapes and nothing else. What is too large for a CPU is drawn
+    on the GPU.
+    """
 
     def __init__(self, case: Case, device: str, draw: int) -> None:
         seed = zlib.crc32(f"{case.name} {draw}".encode())
-        self.generator = torch.Generator().manual_seed(seed)
+        source = "cpu" if device == "meta" or not case.gpu else device
+        self.generator = torch.Generator(source).manual_seed(seed)
         self.device = device
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32, std: float = 1.0) -> Tensor:
         """Normally distributed values."""
-        values = torch.randn(shape, generator=self.generator) * std
+        if self.device == "meta":
+            return torch.empty(shape, dtype=dtype, device="meta")
+        source = self.generator.device
+        values = torch.randn(shape, generator=self.generator, device=source) * std
         return values.to(dtype).to(self.device)
 
     def permutation(self, n: int) -> Tensor:
         """The numbers below `n`, int64, in random order."""
-        return torch.randperm(n, generator=self.generator).to(self.device)
+        if self.device == "meta":
+            return torch.empty(n, dtype=torch.int64, device="meta")
+        source = self.generator.device
+        return torch.randperm(n, generator=self.generator, device=source).to(self.device)
 
 
 def paged_cache(
@@ -63,6 +74,9 @@ def paged_cache(
     """
     size = layout.block_size
     per_row = [-(-length // size) for length in lengths]
+    if random.device == "meta":
+        table = torch.empty(len(lengths), max(per_row) + 1, dtype=torch.int32, device="meta")
+        return layout.allocate(sum(per_row) + spare_blocks, "meta"), table
     blocks = random.permutation(sum(per_row) + spare_blocks).tolist()
     table = torch.full((len(lengths), max(per_row, default=0) + 1), 2**31 - 1, dtype=torch.int32)
     used = torch.zeros(len(blocks), size, dtype=torch.bool)

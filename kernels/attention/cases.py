@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.attention import attention
 from kernels.case_inputs import DTYPES, Case, Inputs, Random, paged_cache
 from kernels.layout import KVLayout
+from kernels.model_shapes import LLAMA_1B, LLAMA_8B, MODELS, QWEN3_8B
 from kernels.op import Op
 
 
@@ -25,8 +26,11 @@ def _case(
     window: int | None = None,
     softcap: float | None = None,
     bench: bool = False,
+    gpu: bool = False,
+    told: bool = False,
 ) -> Case:
-    """`rows`: (queries, tokens in the cache) of each sequence."""
+    """`rows`: (queries, tokens in the cache) of each sequence. `told`: the call says how many
+    queries a sequence has at most, as models do."""
     hq, hkv, d = heads
     name = f"{kind}-{hq}x{hkv}x{d}-block{block_size}-kv_{kv_dtype}-{dtype}"
     name += f"-window{window}" if window else ""
@@ -39,8 +43,9 @@ def _case(
         "dtype": dtype,
         "window": window,
         "softcap": softcap,
+        "max_queries": max(n for n, _ in rows) if told else None,
     }
-    return Case(name, params, bench)
+    return Case(name, params, bench, gpu)
 
 
 _DECODE = [(1, n) for n in (1, 3, 54, 97, 199)] + [(1, 0), (0, 5), (0, 0)]
@@ -79,13 +84,58 @@ def _bench() -> list[Case]:
         "chunked": [(256, 1024)],
     }
     return [
-        _case(kind, rows, (32, 8, 64), 16, kv, "bf16", bench=True)
+        _case(kind, rows, (32, 8, 64), 16, kv, "bf16", bench=True, told=True)
         for kind, rows in shapes.items()
         for kv in ("bf16", "fp16", "int8")
     ]
 
 
-CASES = (*_small(), *_bench())
+def _bench_on_gpu() -> list[Case]:
+    """Llama-3.1-8B's heads: over 256 MB of KV in int8, one long row, a long prefill."""
+    shapes = {
+        "decode-B32-4k": [(1, 4096)] * 32,
+        "decode-B1-16k": [(1, 16384)],
+        "decode-ragged-B32": [(1, 256 * (i + 1)) for i in range(32)],
+        "prefill-16k": [(16384, 16384)],
+    }
+    return [
+        _case(kind, rows, (32, 8, 128), 16, kv, "bf16", bench=True, gpu=True, told=True)
+        for kind, rows in shapes.items()
+        for kv in ("bf16", "fp16", "int8")
+    ]
+
+
+def _aot() -> list[Case]:
+    """What decides the code: heads, dtypes, window, softcap, the batch up to a power of two, and
+    whether prefill may be among it. Every option is there with most others, not with all."""
+    decode, prefill = [(1, 4096)], [(2048, 4096)]
+    cases = []
+    for model in MODELS:
+        heads = (model.heads, model.kv_heads, model.head_dim)
+        pairs = [("bf16", "bf16"), ("int8", "bf16")]
+        if model is LLAMA_8B:
+            pairs += [("fp16", "bf16"), ("fp16", "fp16"), ("int8", "fp16")]
+        if model is LLAMA_1B:
+            pairs += [("fp16", "bf16"), ("fp32", "fp32"), ("int8", "fp32")]
+        if model is not QWEN3_8B:  # to attention, Llama-3.1-8B
+            cases += [
+                _case(kind, rows, heads, 16, kv, q, window=model.window, told=True)
+                for kv, q in pairs
+                for kind, rows in (("decode", decode), ("prefill", prefill))
+            ]
+    heads = (LLAMA_8B.heads, LLAMA_8B.kv_heads, LLAMA_8B.head_dim)
+    cases += [
+        _case("decode-B16", decode * 16, heads, 16, "bf16", "bf16", told=True),
+        _case("decode-B64", decode * 64, heads, 16, "int8", "bf16", told=True),
+        _case("mixed", decode * 3 + prefill, heads, 16, "bf16", "bf16"),
+        _case("decode", decode, heads, 16, "bf16", "bf16", softcap=30.0, told=True),
+        _case("prefill", prefill, heads, 16, "bf16", "bf16", softcap=30.0, told=True),
+    ]
+    return cases
+
+
+CASES = (*_small(), *_bench(), *_bench_on_gpu())
+AOT = tuple(_aot())
 
 
 def make_inputs(case: Case, device: str = "cpu", draw: int = 0) -> Inputs:
@@ -104,6 +154,7 @@ def make_inputs(case: Case, device: str = "cpu", draw: int = 0) -> Inputs:
         "block_table": table,
         "window": p["window"],
         "softcap": p["softcap"],
+        "max_queries": p.get("max_queries"),
     }
 
 
@@ -138,4 +189,4 @@ def _bytes(case: Case) -> int:
     return int(read * layout.bytes_per_token + 2 * queries * hq * d * DTYPES[p["dtype"]].itemsize)
 
 
-ATTENTION = Op("attention", CASES, make_inputs, _bind, _collect, _flops, _bytes)
+ATTENTION = Op("attention", CASES, make_inputs, _bind, _collect, _flops, _bytes, aot=AOT)

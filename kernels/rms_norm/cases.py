@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kernels.case_inputs import DTYPES, Case, Inputs, Random
+from kernels.model_shapes import MODELS
 from kernels.op import Op
 from kernels.rms_norm import rms_norm
 
@@ -23,6 +24,15 @@ CASES = (
       for t, h, residual in ((1, 64, False), (3, 97, True), (33, 200, True), (5, 2048, False))),
     *(_case(t, 2048, "bf16", True, bench=True) for t in (1, 16, 2048)),
 )  # fmt: skip
+
+AOT = (
+    *(
+        _case(1, hidden, dtype, False)
+        for hidden in sorted({model.hidden_size for model in MODELS})
+        for dtype in ("bf16", "fp16", "fp32")
+    ),
+    _case(1, 4096, "bf16", True),
+)
 
 
 def make_inputs(case: Case, device: str = "cpu", draw: int = 0) -> Inputs:
@@ -57,4 +67,4 @@ def _bytes(case: Case) -> int:
     return int(p["t"] * p["h"] * (streams + size) + p["h"] * size)
 
 
-RMS_NORM = Op("rms_norm", CASES, make_inputs, _bind, _collect, _flops, _bytes)
+RMS_NORM = Op("rms_norm", CASES, make_inputs, _bind, _collect, _flops, _bytes, aot=AOT)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.case_inputs import DTYPES, Case, Inputs, Random, paged_cache, stored_tokens
 from kernels.layout import KVLayout
+from kernels.model_shapes import LLAMA_1B, LLAMA_8B, MODELS, QWEN3_8B
 from kernels.op import Op
 from kernels.rope_append import rope_append
 
@@ -59,6 +60,35 @@ CASES = (
 )
 
 
+def _aot() -> dict[str, Case]:
+    """T = 1 and T = 64: no kernel needs to know more of the rest."""
+    sizes = [
+        (model, kv_dtype, "bf16", False)
+        for model in MODELS
+        for kv_dtype in ("bf16", "fp16", "int8")
+    ]
+    sizes += [(LLAMA_8B, kv_dtype, "fp16", False) for kv_dtype in ("fp16", "int8")]
+    sizes += [(LLAMA_1B, kv_dtype, "fp32", False) for kv_dtype in ("fp32", "int8")]
+    sizes += [(LLAMA_8B, "bf16", "bf16", True), (QWEN3_8B, "int8", "bf16", True)]
+    cases = [
+        _case(
+            t,
+            (model.heads, model.kv_heads, model.head_dim),
+            16,
+            kv_dtype,
+            dtype,
+            norm=model.qk_norm,
+            interleaved=interleaved,
+        )
+        for t in (1, 64)
+        for model, kv_dtype, dtype, interleaved in sizes
+    ]
+    return {case.name: case for case in cases}
+
+
+AOT = tuple(_aot().values())
+
+
 def make_inputs(case: Case, device: str = "cpu", draw: int = 0) -> Inputs:
     """q, k, v are views of one fused projection, as the model has them."""
     p, random = case.params, Random(case, device, draw)
@@ -105,4 +135,4 @@ def _bytes(case: Case) -> int:
     return int(p["t"] * ((2 * hq + 2 * hkv) * d * size + d * 4 + 8 + written))
 
 
-ROPE_APPEND = Op("rope_append", CASES, make_inputs, _bind, _collect, _flops, _bytes)
+ROPE_APPEND = Op("rope_append", CASES, make_inputs, _bind, _collect, _flops, _bytes, aot=AOT)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from pipeline.cli.aot import aot
 from pipeline.cli.check import check
 from pipeline.cli.doctor import doctor
 from pipeline.cli.errors import (
@@ -109,6 +110,7 @@ for name, function, summary in (
     ("plan", plan, "Show which layers go where, and what they weigh."),
     ("eval", evaluate, "Measure how well a model predicts a text."),
     ("check", check, "Measure operators against their float64 reference."),
+    ("aot", aot, "Compile kernels for GPUs that are not here."),
     ("doctor", doctor, "Look for what is missing or wrong on this machine."),
 ):
     app.command(

@@ -25,6 +25,11 @@ EXAMPLES = {
         "lamella check rms_norm --impl cpu --case bf16 --json",
         "lamella check rms_norm --impl my_kernels.py:rms_norm",
     ),
+    "aot": (
+        "lamella aot attention --arch sm_90",
+        "lamella aot rms_norm --arch sm_100 --ptx",
+        "lamella aot --json",
+    ),
     "doctor": ("lamella doctor", "lamella doctor --json"),
 }
 

@@ -1,0 +1,1 @@
+"""The compile matrix: kernels for GPUs that are not here."""

@@ -1,0 +1,95 @@
+"""What is wrong with a kernel is found, named, and does not hide the others; results are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kernels import get_op
+from kernels.aot import Compiled, Request, compile_matrix
+from tests.pipeline.cli.running import document, invoke
+
+BAD = Path(__file__).with_name("bad_kernels.py")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path / "cache"))
+
+
+def compiled(name: str, file: Path = BAD, archs: tuple[str, ...] = ("sm_90",)) -> list[Compiled]:
+    return compile_matrix(Request(("rms_norm",), archs, f"{file}:{name}"), processes=1)
+
+
+def test_a_spilling_kernel_is_red() -> None:
+    (row,) = compiled("spilling")
+    assert not row.ok
+    assert row.problems == [f"spills {row.spills} bytes a thread"]
+
+
+def test_too_much_shared_memory_is_red() -> None:
+    (row,) = compiled("hoarding")
+    assert not row.ok
+    assert (row.shared_bytes or 0) > 227 * 1024
+    assert f"{row.shared_bytes} bytes of shared memory, of {227 * 1024}" in row.problems
+
+
+def test_others_go_on_beside_an_error() -> None:
+    mistyped, fine = compiled("mistyped")
+    assert (mistyped.kernel, fine.kernel) == ("mistyped_kernel", "fine_kernel")
+    assert "no_such_name is not defined" in (mistyped.error or "")
+    assert fine.ok
+    assert not mistyped.ok
+    rows = compiled("raising")
+    assert {row.error for row in rows} == {"ValueError: no such luck"}
+    assert len(rows) == len(get_op("rms_norm").aot)
+
+
+def test_a_kernel_is_compiled_once_for_all_cases_of_an_architecture() -> None:
+    rows = compiled("fine", archs=("sm_80", "sm_90", "sm_100"))
+    assert [row.arch for row in rows] == ["sm_80", "sm_90", "sm_100"]
+    assert all(row.ok for row in rows)
+
+
+def test_results_are_kept_until_the_source_changes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BAD.read_text())
+    assert [row.cached for row in compiled("fine", file)] == [False]
+    assert [row.cached for row in compiled("fine", file)] == [True]
+    assert [row.cached for row in compiled("mistyped", file)] == [False, True]
+    assert [row.cached for row in compiled("mistyped", file)] == [False, True]  # errors are not
+    file.write_text(BAD.read_text().replace("* 2.0", "* 3.0"))
+    assert [row.cached for row in compiled("fine", file)] == [False]
+
+
+def test_command() -> None:
+    found = document(invoke("aot", "rms_norm", "--arch", "sm_90", "--json"))
+    assert found["ok"]
+    assert 0 < len(found["kernels"]) < len(get_op("rms_norm").aot)
+    for row in found["kernels"]:
+        assert (row["op"], row["arch"], row["ok"]) == ("rms_norm", "sm_90", True)
+        assert 0 < row["registers"] <= 255
+        assert (row["spills"], row["cached"]) == (0, False)
+    result = invoke("aot", "rms_norm", "--arch", "sm_90")
+    assert result.exit_code == 0
+    assert "compile for sm_90, without spills, and fit" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    result = invoke("aot", "rms_norm", "--arch", "sm_90", "--impl", f"{BAD}:spilling", "--json")
+    assert result.exit_code == 1
+    assert not json.loads(result.stdout)["ok"]
+
+
+def test_code_of_a_kernel() -> None:
+    options = ("aot", "rms_norm", "--impl", f"{BAD}:fine")
+    result = invoke(*options, "--ptx", "--arch", "sm_80")
+    assert result.exit_code == 0
+    assert ".target sm_80" in result.stdout
+    shown = document(invoke(*options, "--ttgir", "--sass", "--json"))["code"]
+    assert [part["kind"] for part in shown] == ["ttgir", "sass"]
+    assert "tt.func public @_fine_kernel" in shown[0]["text"]
+    assert "Function : _fine_kernel" in shown[1]["text"]
+    result = invoke(*options, "--ptx", "--kernel", "other")
+    assert result.exit_code == 2
+    assert "no kernel is called 'other'; there are fine_kernel" in result.stderr
