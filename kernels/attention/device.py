@@ -86,6 +86,7 @@ def attend(
     QUANTIZED: tl.constexpr,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    PRECISE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Online softmax (Milakov and Gimelshein, 2018) over the keys from `begin` to `end`.
@@ -146,11 +147,12 @@ def attend(
             if tl.float16 == COMPUTE:
                 largest = tl.max(v_scale, axis=0)
                 ratio = v_scale / tl.where(largest > 0, largest, 1.0) * _HEADROOM
-                part = dot(
-                    (p * ratio[None, :]).to(COMPUTE),
-                    v.to(COMPUTE),
-                    tl.zeros([q.shape[0], BLOCK_D], dtype=tl.float32),
-                )
+                weight = p * ratio[None, :]
+                high = weight.to(COMPUTE)
+                part = dot(high, v.to(COMPUTE), tl.zeros([q.shape[0], BLOCK_D], dtype=tl.float32))
+                if PRECISE:
+                    # float16 outputs show what rounding the weights costs: add what it cut off.
+                    part = dot((weight - high.to(tl.float32)).to(COMPUTE), v.to(COMPUTE), part)
                 acc += part * (largest / _HEADROOM)
             else:
                 acc = dot(cast(p * v_scale[None, :], COMPUTE), v.to(COMPUTE), acc)

@@ -63,6 +63,7 @@ def _attention_decode_kernel(
     QUANTIZED: tl.constexpr,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    PRECISE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -122,6 +123,7 @@ def _attention_decode_kernel(
             QUANTIZED,
             CAPPED,
             WINDOWED,
+            PRECISE,
             True,
         )
         if split_count == 1:
@@ -226,6 +228,7 @@ def _attention_prefill_kernel(
     QUANTIZED: tl.constexpr,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    PRECISE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -270,17 +273,17 @@ def _attention_prefill_kernel(
         acc, m, total = attend(
             acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
             low, plain, scale, softcap, window,
-            HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, True,
+            HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, True,
         )  # fmt: skip
     acc, m, total = attend(
         acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
         plain, causal, scale, softcap, window,
-        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, False,
+        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, False,
     )  # fmt: skip
     acc, m, total = attend(
         acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
         causal, high, scale, softcap, window,
-        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, True,
+        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, True,
     )  # fmt: skip
     store_output(out_ptr, normalized(acc, total), start, mine, head, HQ, G, D, BLOCK_M, BLOCK_D)
 
@@ -341,6 +344,7 @@ def attention(
         "QUANTIZED": layout.quantized,
         "CAPPED": softcap is not None,
         "WINDOWED": window is not None,
+        "PRECISE": q.dtype == torch.float16,
         "BLOCK_D": head_block(dim),
     }
     most = tokens if max_queries is None else min(max_queries, tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import triton
@@ -11,6 +12,7 @@ from kernels.tuning import Config, Key, Tunable
 
 # Most parts of one row. More would make their sum slower than what the parts save.
 MAX_SPLITS = 128
+_MOST_TRIED = 40
 
 
 def head_block(dim: int) -> int:
@@ -18,32 +20,49 @@ def head_block(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
+def _shared_bytes(target: Target) -> int:
+    """Shared memory of a multiprocessor, less what the rest of a kernel takes."""
+    return 150_000 if target.arch == "sm_80" else 215_000
+
+
+def _few(configs: list[Config]) -> list[Config]:
+    """Without repetitions, evenly thinned to what is tried in a minute."""
+    unique = list({str(config.meta): config for config in configs}.values())
+    return unique[:1] + unique[1 :: math.ceil(len(unique) / _MOST_TRIED)]
+
+
 def _decode_default(key: Key, target: Target) -> Config:
-    _, compute, dim, group = key
+    kv, compute, dim, group = key
     rows = max(16, triton.next_power_of_2(group))
     if target.arch == "interpreter":
         return _decode(rows, 32, 64, 2, 4, 1)
-    wide = head_block(dim) > 128
-    if compute == "fp32":
-        return _decode(rows, 16 if wide else 32, 512, 2, 4, 2)
-    return _decode(rows, 32 if wide else 64, 512, 4, 4, 3)
+    if compute == "fp32":  # no tensor cores: every product is a register's
+        return _decode(rows, 16, 512, 2, 8, 2 if kv == "fp32" else 1)
+    # Five stages keep two tiles of K and V under way, as the block table's look-up takes two.
+    # Codes of int8 become float16 in registers, so that a tile of the same bytes has no room.
+    narrow = kv == "int8" or head_block(dim) > 128
+    return _decode(rows, 32 if narrow else 64, 512, 3, 4, 5)
 
 
 def _decode_space(key: Key, target: Target) -> list[Config]:
     kv, compute, dim, group = key
     rows = max(16, triton.next_power_of_2(group))
-    size = 1 if kv == "int8" else 2 if compute != "fp32" else 4
-    return [
-        _decode(rows, block_n, split, waves, warps, stages)
-        for block_n, split, waves, warps, stages in product(
-            (32, 64, 128, 256), (256, 512, 1024), (2, 4), (2, 4, 8), (2, 3, 4, 5)
-        )
-        # K and V of each stage, of all programs that share a multiprocessor: what its memory
-        # holds, and enough under way to keep the bus busy.
-        if (bytes_of := waves * 2 * block_n * head_block(dim) * size) * stages <= 200_000
-        and bytes_of * (stages - 1) >= 32_000
-        and block_n >= 16 * warps
-    ]
+    found = [_decode_default(key, target)]
+    if compute != "fp32":
+        tile = 2 * head_block(dim) * (1 if kv == "int8" else 2)  # bytes of K and V of a token
+        found += [
+            _decode(rows, block_n, split, waves, warps, stages)
+            for block_n, split, waves, warps, stages in product(
+                (32, 64, 128), (256, 512), (2, 3, 4), (4, 8), (4, 5, 6)
+            )
+            # Programs that share a multiprocessor share its memory, threads and registers; with
+            # `stages` stages, all but three hold tiles under way: enough to keep the bus busy.
+            if waves * block_n * tile * (stages - 3) <= _shared_bytes(target)
+            and waves * block_n * tile * (stages - 3) >= 24_000
+            and waves * warps <= 16
+            and block_n >= 8 * warps
+        ]
+    return _few(found)
 
 
 def _decode(block_m: int, block_n: int, split: int, waves: int, warps: int, stages: int) -> Config:
@@ -52,26 +71,35 @@ def _decode(block_m: int, block_n: int, split: int, waves: int, warps: int, stag
 
 
 def _prefill_default(key: Key, target: Target) -> Config:
-    _, compute, dim, group = key
+    kv, compute, dim, group = key
     least = triton.next_power_of_2(group)
     if target.arch == "interpreter":
-        return _prefill(max(32, least), 32, 4, 1)
-    wide = head_block(dim) > 128
+        return _prefill(max(64, least), 64, 4, 1)
     if compute == "fp32":
-        return _prefill(max(32, least), 16 if wide else 32, 4, 2)
-    if wide:
-        return _prefill(max(64, least), 32, 4, 2)
-    return _prefill(max(128, least), 64, 8 if head_block(dim) == 128 else 4, 3)
+        return _prefill(max(16, least), 16, 8, 2 if kv == "fp32" else 1)
+    if target.arch == "sm_80":  # accumulators and operands are all in registers
+        return _prefill(max(64 if kv == "int8" or head_block(dim) > 128 else 128, least), 32, 8, 2)
+    if head_block(dim) > 128:
+        return _prefill(max(64, least), 32, 8, 2)
+    return _prefill(max(128, least), 32 if kv == "int8" else 128, 8, 3)
 
 
 def _prefill_space(key: Key, target: Target) -> list[Config]:
-    _, _, dim, group = key
+    kv, compute, dim, group = key
     least = triton.next_power_of_2(group)
-    return [
-        _prefill(block_m, block_n, warps, stages)
-        for block_m, block_n, warps, stages in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))
-        if block_m >= least and 2 * stages * block_n * head_block(dim) * 2 <= 200_000
-    ]
+    found = [_prefill_default(key, target)]
+    if compute != "fp32":
+        tile = 2 * head_block(dim) * (1 if kv == "int8" else 2)
+        found += [
+            _prefill(block_m, block_n, warps, stages)
+            for block_m, block_n, warps, stages in product(
+                (64, 128), (32, 64, 128), (4, 8), (2, 3, 4)
+            )
+            if block_m >= least
+            and block_m >= 16 * warps // 2
+            and block_m * head_block(dim) * 2 + stages * block_n * tile <= _shared_bytes(target)
+        ]
+    return _few(found)
 
 
 def _prefill(block_m: int, block_n: int, warps: int, stages: int) -> Config:
