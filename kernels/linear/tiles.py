@@ -42,9 +42,10 @@ def default_config(key: Key, target: Target, *, split: bool) -> Config:
     """Two programs an SM, each with tens of kilobytes in flight."""
     n, k, dtype = key
     if target.arch == "interpreter":
-        block_k = 32 if dtype == "float32" else 128
+        # Two parts, for the sake of testing them; few programs and loops, as each costs much.
+        block_n, block_k = (256, 32) if dtype == "float32" else (128, 128)
         splits = 2 if split and k > block_k else 1
-        constants = {"BLOCK_N": 128, "BLOCK_K": block_k}
+        constants = {"BLOCK_N": block_n, "BLOCK_K": block_k}
         return Config(constants | ({"SPLIT_K": splits} if split else {}), 1, 1)
     if dtype == "float32":
         config = Config({"BLOCK_N": 32, "BLOCK_K": 32}, 4, 4)
@@ -71,7 +72,7 @@ def config_space(key: Key, target: Target, *, split: bool) -> list[Config]:
             and stage * config.num_stages <= _usable(target)
             and k >= 4 * splits * config.constants["BLOCK_K"]
             and (splits == 1 or programs <= 16 * target.sms)
-            and (programs >= target.sms or splits == 8 or not split)
+            and (2 * programs >= target.sms or splits == 8 or not split)
         ):
             found.append(config)
     default = default_config(key, target, split=split)

@@ -7,8 +7,9 @@ import torch
 
 from kernels import linear, logits
 from kernels.logits.cpu import first_maximum
+from tests.devices import IMPLS
 
-IMPLS = ["cpu", "reference"]
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -55,3 +56,25 @@ def test_greedy_is_the_argmax_of_logits(impl: str) -> None:
     scores = logits.logits(hidden, norm, 1e-5, head, impl=impl)
     lowest = [int((row == row.max()).nonzero()[0]) for row in scores]
     assert logits.greedy(hidden, norm, 1e-5, head, impl=impl).tolist() == lowest
+
+
+@pytest.mark.parametrize("impl", [impl for impl in IMPLS if impl != "cpu"])
+def test_a_row_with_a_nan_gets_the_first_token(impl: str) -> None:
+    weight = torch.full((600, 1), -8.0)
+    weight[550:554, 0] = torch.tensor([torch.inf, 3.0, torch.nan, 5.0])
+    head = linear.pack(weight, impl=impl)
+    assert logits.greedy(torch.ones(1, 1), torch.ones(1), 1e-5, head, impl=impl).item() == 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_row_without_a_finite_logit_gets_the_first_token(impl: str) -> None:
+    head = linear.pack(torch.full((600, 1), -torch.inf), impl=impl)
+    assert logits.greedy(torch.ones(1, 1), torch.ones(1), 1e-5, head, impl=impl).item() == 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_infinity_is_a_maximum(impl: str) -> None:
+    weight = torch.arange(600.0).unsqueeze(1)
+    weight[[401, 400, 599]] = torch.inf
+    head = linear.pack(weight, impl=impl)
+    assert logits.greedy(torch.ones(1, 1), torch.ones(1), 1e-5, head, impl=impl).item() == 400

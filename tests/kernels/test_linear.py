@@ -10,6 +10,7 @@ from kernels import linear
 from kernels.errors import UnsupportedError
 from kernels.linear import onednn
 from kernels.linear.blocked_rows import RowReader
+from tests.devices import DEVICE, IMPLS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -19,7 +20,8 @@ def expected_kind(dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("impl", IMPLS)
 def test_packed_linear_describes_itself(impl: str, dtype: torch.dtype) -> None:
     weight, bias = torch.randn(256, 128).to(dtype), torch.randn(256).to(dtype)
     packed = linear.pack(weight, bias, impl=impl)
@@ -30,7 +32,8 @@ def test_packed_linear_describes_itself(impl: str, dtype: torch.dtype) -> None:
     assert packed.nbytes <= 1.1 * (weight.nbytes + bias.nbytes)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("impl", IMPLS)
 def test_residual_is_added_into_a_new_float32_tensor(impl: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 8, dtype=torch.bfloat16)
@@ -46,7 +49,8 @@ def test_residual_is_added_into_a_new_float32_tensor(impl: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     ("n", "k"), [(1, 1), (5, 3), (64, 64), (65, 33), (130, 7), (193, 65), (999, 64), (2000, 250)]
 )
@@ -65,7 +69,8 @@ def test_rows_are_the_weights_bit_for_bit(impl: str, dtype: torch.dtype, n: int,
     assert torch.equal(packed.rows(ids[:1]).view(torch.uint8), original[:1].view(torch.uint8))
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU that is asked for no row stops for good")
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("bad", [-1, 10, 10**9])
 def test_rows_out_of_range(impl: str, bad: int) -> None:
     packed = linear.pack(torch.randn(10, 8), impl=impl, keep_rows=True)
@@ -154,16 +159,19 @@ def test_blocked_weights_own_their_memory(n: int, k: int, dtype: torch.dtype) ->
     assert packed.rows(torch.arange(n)).any()
 
 
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("impl", [impl for impl in IMPLS if impl != "reference"])
 @pytest.mark.parametrize("rows", [1, 2, 5, 33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_strided_input(rows: int, dtype: torch.dtype) -> None:
-    packed = linear.pack(torch.randn(30, 20).to(dtype), impl="cpu")
+def test_strided_input(impl: str, rows: int, dtype: torch.dtype) -> None:
+    packed = linear.pack(torch.randn(30, 20).to(dtype), impl=impl)
     wide = torch.randn(rows, 50).to(dtype)
     for x in (wide[:, 7:27], wide.repeat(2, 1)[::2, 30:], wide.T.contiguous().T[:, :20]):
         assert torch.equal(linear.linear(x, packed), linear.linear(x.contiguous(), packed))
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("impl", IMPLS)
 def test_no_rows(impl: str) -> None:
     packed = linear.pack(torch.randn(7, 5), impl=impl)
     assert linear.linear(torch.ones(0, 5), packed).shape == (0, 7)

@@ -111,9 +111,10 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
         load(**options)
 
 
-def test_an_explicit_implementation_never_falls_back() -> None:
-    with pytest.raises(UnsupportedError, match="triton"):
-        load(impl="triton").prefill_tokens("a", [1])
+def test_an_explicit_implementation_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UnsupportedError, match="impl 'triton' takes CPU tensors only in"):
+        load(impl="triton")
 
 
 def state(stage: LlamaStage) -> tuple[list[tuple[str, int]], int]:
