@@ -36,6 +36,11 @@ def active_override(op: str) -> Callable[..., Any] | None:
     return _active.get(op)
 
 
+def overridden() -> bool:
+    """Whether any operator is replaced now."""
+    return bool(_active)
+
+
 @contextmanager
 def override(op: str, fn: Callable[..., Any]) -> Iterator[None]:
     """Use `fn` for the operator `op`, whatever `impl` says, until the `with` block ends.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,21 +17,7 @@ from numpy.typing import NDArray
 
 from kernels.errors import CapacityError, InvalidInputError
 from kernels.layout import KVLayout, KVPool
-
-
-@dataclass(frozen=True)
-class PagedBatch:
-    """Where the tokens of one call go, as the kernels want it.
-
-    B sequences bring T tokens, concatenated in the order of the call.
-    """
-
-    query_start: torch.Tensor  # int32 [B+1], first token of each sequence, then T
-    kv_len: torch.Tensor  # int32 [B], cached tokens including those of this call
-    block_table: torch.Tensor  # int32 [B, max_blocks], entries past a row's length are arbitrary
-    positions: torch.Tensor  # int64 [T], position of each token in its sequence
-    token_kv_len: torch.Tensor  # int64 [T], `kv_len` of each token's sequence
-    slot_mapping: torch.Tensor  # int64 [T], block * block_size + offset
+from model.paged_batch import PagedBatch
 
 
 def blocks_for(tokens: int, block_size: int) -> int:
@@ -68,7 +53,8 @@ class PagedKVCache:
         self.num_blocks = num_blocks
         self.device = torch.device(device)
         self.pools: list[KVPool] = [layout.allocate(num_blocks, device) for _ in range(num_layers)]
-        self._max_blocks = min(blocks_for(max_seq_len, layout.block_size), num_blocks)
+        # Of one sequence: the width of the block table.
+        self.max_blocks = min(blocks_for(max_seq_len, layout.block_size), num_blocks)
         self.reset()
 
     def reset(self) -> None:
@@ -76,7 +62,7 @@ class PagedKVCache:
         self._rows: dict[str, int] = {}
         self._free_blocks = list(range(self.num_blocks - 1, -1, -1))
         self._free_rows: list[int] = []
-        self._table = np.zeros((0, self._max_blocks), np.int32)
+        self._table = np.zeros((0, self.max_blocks), np.int32)
         self._length = np.zeros(0, np.int64)
         self._owned = np.zeros(0, np.int64)  # blocks that the row holds
         self._reserved = np.zeros(0, np.int64)  # blocks that `prepare` promised it
@@ -119,7 +105,7 @@ class PagedKVCache:
 
     @contextmanager
     def append(self, requests: Sequence[tuple[str, int]]) -> Iterator[PagedBatch]:
-        """Slots for new tokens of some sequences; committed when the context ends without error.
+        """Slots, on the host, for new tokens; committed when the context ends without error.
 
         Unknown sequences are created. If the body raises, lengths, blocks and the set of sequences
         are as before. Raises what `check_append` raises, before anything changes.
@@ -291,14 +277,12 @@ class PagedKVCache:
         slots += positions % size
         width = int(-(-kv_len.max() // size)) if len(rows) else 0
 
-        def to_device(array: NDArray[np.generic]) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
         return PagedBatch(
-            query_start=to_device(query_start),
-            kv_len=to_device(kv_len.astype(np.int32)),
-            block_table=to_device(self._table[rows, :width]),
-            positions=to_device(positions),
-            token_kv_len=to_device(np.repeat(kv_len, counts)),
-            slot_mapping=to_device(slots),
+            query_start=torch.from_numpy(query_start),
+            kv_len=torch.from_numpy(kv_len.astype(np.int32)),
+            block_table=torch.from_numpy(np.ascontiguousarray(self._table[rows, :width])),
+            positions=torch.from_numpy(positions),
+            token_kv_len=torch.from_numpy(np.repeat(kv_len, counts)),
+            slot_mapping=torch.from_numpy(slots),
+            max_queries=int(counts.max(initial=0)),
         )

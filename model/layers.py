@@ -15,8 +15,8 @@ from kernels.layout import KVPool
 from kernels.linear import PackedLinear, linear
 from kernels.rms_norm import rms_norm
 from kernels.rope_append import rope_append
-from model.cache import PagedBatch
 from model.config import LlamaConfig
+from model.paged_batch import PagedBatch
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,14 @@ def decoder_layer(
         impl=impl,
     )
     attended = attention(
-        q, pool, batch.query_start, batch.kv_len, batch.block_table, window=window, impl=impl
+        q,
+        pool,
+        batch.query_start,
+        batch.kv_len,
+        batch.block_table,
+        window=window,
+        max_queries=batch.max_queries,
+        impl=impl,
     )
     hidden = linear(attended.reshape(tokens, heads * dim), weights.o, residual=hidden)
     return decode_mlp(hidden, weights.post_norm, eps, weights.mlp, impl=impl)

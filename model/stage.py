@@ -19,12 +19,15 @@ from kernels.errors import InvalidInputError
 from kernels.layout import KVLayout
 from kernels.linear import PackedLinear
 from kernels.logits import greedy, logits
-from model.cache import PagedBatch, PagedKVCache
+from kernels.override import overridden
+from model.cache import PagedKVCache
 from model.config import LlamaConfig
 from model.config_values import is_int
 from model.layers import decoder_layer
+from model.paged_batch import PagedBatch, to_device
 from model.rope import RopeTable
 from model.stage_weights import StageWeights, load_stage_weights, resolve_dtype, resolve_kv_dtype
+from model.step_graph import Capture, CudaCapture, StepGraphs
 from model.weights import WeightSource
 
 Progress = Callable[[str, int], None]
@@ -66,7 +69,12 @@ class LlamaStage:
     """Layers `spec.layers` of a model with their paged KV cache.
 
     All calls of one stage must come from one thread at a time. Every operation is atomic: if it
-    raises, the stage's cache is as before.
+    raises, the stage's cache is as before. No operation of `impl` "triton" waits for the GPU.
+
+    Args:
+        capture: how decode steps are captured, to be run again; None runs them as they are. Steps
+            run as they are, too, while `kernels.override` replaces an operator, or with more rows
+            than `model.step_graph.BUCKETS` has.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class LlamaStage:
         cache: PagedKVCache,
         rope: RopeTable,
         impl: str,
+        capture: Capture | None = None,
     ) -> None:
         self.config = config
         self.spec = spec
@@ -84,6 +93,9 @@ class LlamaStage:
         self.cache = cache
         self.impl = impl
         self._rope = rope
+        self._graphs = None
+        if capture is not None:
+            self._graphs = StepGraphs(capture, cache.max_blocks, cache.device)
 
     @classmethod
     def load(
@@ -98,6 +110,7 @@ class LlamaStage:
         block_size: int = 16,
         kv_tokens: int | None = None,
         max_seq_len: int | None = None,
+        cuda_graphs: bool = True,
         progress: Progress | None = None,
     ) -> LlamaStage:
         """Read one stage's own tensors and build it.
@@ -114,6 +127,8 @@ class LlamaStage:
             kv_tokens: tokens that the pools hold, over all sequences; rounded up to blocks.
             max_seq_len: most positions of one sequence, at most (and by default) the model's
                 `max_position_embeddings`, times the factor for dynamic RoPE scaling.
+            cuda_graphs: whether decode steps of up to 64 rows run as captured CUDA graphs. Only
+                "triton" on CUDA has steps that can be captured; all others run as they are.
             progress: told of every tensor read.
 
         Raises:
@@ -169,7 +184,10 @@ class LlamaStage:
             layout, len(spec.layers), -(-kv_tokens // block_size), max_seq_len, device
         )
         rope = RopeTable.build(config, max_seq_len, device)
-        return cls(config, spec, weights, cache, rope, impl)
+        capture = cuda_graphs and impl == "triton" and device.type == "cuda"
+        return cls(
+            config, spec, weights, cache, rope, impl, CudaCapture(device) if capture else None
+        )
 
     def __repr__(self) -> str:
         ends = "".join(
@@ -177,9 +195,12 @@ class LlamaStage:
             for name, has in (("embed", self.spec.embed), ("head", self.spec.head))
             if has
         )
+        decode = ""
+        if self.device.type == "cuda":
+            decode = ", decode=eager" if self._graphs is None else ", decode=cuda graphs"
         return (
             f"LlamaStage(layers={self.spec.layers.start}-{self.spec.layers.stop - 1}{ends}, "
-            f"impl={self.impl}, device={self.device}, kv={self.layout.dtype})"
+            f"impl={self.impl}, device={self.device}, kv={self.layout.dtype}{decode})"
         )
 
     @property
@@ -211,15 +232,16 @@ class LlamaStage:
     def prefill_tokens(self, seq_id: str, tokens: Sequence[int]) -> torch.Tensor:
         """Append tokens to a sequence; its residual stream, [T, H] float32. First stage only."""
         self._check_tokens(tokens)
+        ids = self._ids(tokens)
         with self.cache.append([(seq_id, len(tokens))]) as batch:
-            return self._layers(self._embed(tokens), batch)
+            return self._run(ids, batch)
 
     @torch.inference_mode()
     def prefill_hidden(self, seq_id: str, hidden: torch.Tensor) -> torch.Tensor:
         """Append the tokens behind `hidden` [T, H] float32; the new residual stream, same shape."""
         self._check_hidden(hidden, None)
         with self.cache.append([(seq_id, hidden.shape[0])]) as batch:
-            return self._layers(hidden, batch)
+            return self._run(hidden, batch)
 
     @torch.inference_mode()
     def decode_tokens(self, batch: Sequence[DecodeRow]) -> torch.Tensor:
@@ -233,8 +255,9 @@ class LlamaStage:
         tokens = [row[1] for row in batch]
         self._check_tokens(tokens)
         self._check_positions(batch)
+        ids = self._ids(tokens)
         with self.cache.append([(row[0], 1) for row in batch]) as paged:
-            return self._layers(self._embed(tokens), paged)
+            return self._decode(ids, paged)
 
     @torch.inference_mode()
     def decode_hidden(self, batch: Sequence[DecodeRow], hidden: torch.Tensor) -> torch.Tensor:
@@ -242,7 +265,7 @@ class LlamaStage:
         self._check_hidden(hidden, len(batch))
         self._check_positions(batch)
         with self.cache.append([(row[0], 1) for row in batch]) as paged:
-            return self._layers(hidden, paged)
+            return self._decode(hidden, paged)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -286,13 +309,28 @@ class LlamaStage:
         """Raise if the cache cannot take these tokens; see `PagedKVCache.check_append`."""
         self.cache.check_append(requests)
 
-    def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
+    def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Token ids on the host, int64 [T]."""
         if self.weights.embed is None:
             raise InvalidInputError(f"{self!r} has no embedding, it takes hidden states")
-        ids = torch.tensor(tokens, dtype=torch.int64, device=self.device)
-        return self.weights.embed(ids)
+        return torch.tensor(tokens, dtype=torch.int64)
 
-    def _layers(self, hidden: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+    def _decode(self, x: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        graphs = self._graphs
+        if graphs is None or not graphs.takes(batch.rows) or overridden():
+            return self._run(x, batch)
+        return graphs.run(self._step, x, batch)
+
+    def _run(self, x: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        """`_step` now, on ids of the host or hidden states of the device."""
+        return self._step(to_device(x, self.device), batch.to(self.device))
+
+    def _step(self, x: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        """Token ids [T] or a residual stream [T, H] -> the residual stream after the layers."""
+        hidden = x
+        if x.dtype == torch.int64:
+            assert self.weights.embed is not None
+            hidden = self.weights.embed(x)
         rope = self._rope.rows(batch.positions, batch.token_kv_len)
         for local, source_layer in enumerate(self.spec.layers):
             hidden = decoder_layer(

@@ -101,6 +101,7 @@ class LlamaPipeline:
         block_size: int = 16,
         kv_tokens: int | None = None,
         max_seq_len: int | None = None,
+        cuda_graphs: bool = True,
         progress: Progress | None = None,
     ) -> LlamaPipeline:
         """Load a checkpoint in Hugging Face format, every stage in its own worker.
@@ -110,7 +111,8 @@ class LlamaPipeline:
             stages: how many, even by layer count; 1 unless `splits` or `devices` say otherwise.
             splits: layer counts or ranges instead, see `Placement.from_splits`.
             devices: CUDA ordinals, one per stage; None (or "cpu" in text) is the default device.
-            kv_dtype, impl, dtype, block_size, kv_tokens, max_seq_len: see `LlamaStage.load`.
+            kv_dtype, impl, dtype, block_size, kv_tokens, max_seq_len, cuda_graphs: see
+                `LlamaStage.load`.
             mode: "batch" or "overlapped"; by default overlapped for two stages.
             bridge, threads: see `LlamaPipeline`.
             progress: told of every tensor read, with its bytes; called from the workers.
@@ -134,6 +136,7 @@ class LlamaPipeline:
                 "block_size": block_size,
                 "kv_tokens": kv_tokens,
                 "max_seq_len": max_seq_len,
+                "cuda_graphs": cuda_graphs,
             },
         )
         try:

@@ -81,6 +81,7 @@ def _load(
             block_size=precision.block_size,
             kv_tokens=precision.kv_tokens,
             max_seq_len=precision.max_seq_len,
+            cuda_graphs=compute.cuda_graphs,
             progress=progress,
         )
 

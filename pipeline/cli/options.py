@@ -226,3 +226,13 @@ class ComputeOptions:
             rich_help_panel=COMPUTE,
         ),
     ] = None
+    cuda_graphs: Annotated[
+        bool,
+        flag(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="Whether triton's decode steps on CUDA are captured once and run again. "
+            "[dim]Default: --cuda-graphs.[/]",
+            show_default=False,
+            rich_help_panel=COMPUTE,
+        ),
+    ] = True

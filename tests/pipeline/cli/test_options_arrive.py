@@ -24,6 +24,8 @@ EXPECTED = [
     ("--block-size 8", "block_size", 8),
     ("--kv-tokens 99", "kv_tokens", 99),
     ("--max-seq-len 77", "max_seq_len", 77),
+    ("--cuda-graphs", "cuda_graphs", True),
+    ("--no-cuda-graphs", "cuda_graphs", False),
 ]
 MODE = ("--stages 2 --mode batch", "mode", LlamaPipelineMode.BATCH)
 COMMANDS = {"generate": [*EXPECTED, MODE], "parity": [*EXPECTED, MODE], "eval": EXPECTED}
