@@ -78,3 +78,16 @@ def test_infinity_is_a_maximum(impl: str) -> None:
     weight[[401, 400, 599]] = torch.inf
     head = linear.pack(weight, impl=impl)
     assert logits.greedy(torch.ones(1, 1), torch.ones(1), 1e-5, head, impl=impl).item() == 400
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_that_round_to_the_same_are_a_tie(impl: str, dtype: torch.dtype) -> None:
+    weight = torch.zeros(300, 2)
+    weight[[40, 290], 0] = 1.0
+    weight[290, 1] = torch.finfo(dtype).eps / 8  # more, were it not rounded
+    head = linear.pack(weight.to(dtype), impl=impl)
+    hidden, norm = torch.ones(1, 2), torch.ones(2)
+    scores = logits.logits(hidden, norm, 0.0, head, impl=impl)
+    assert torch.equal(scores, scores.to(dtype).float())
+    assert logits.greedy(hidden, norm, 0.0, head, impl=impl).item() == 40

@@ -10,6 +10,9 @@ from kernels import get_op, linear, logits
 from kernels.case_inputs import Case
 from kernels.errors import UnsupportedError
 from kernels.linear import PackedLinear
+from kernels.linear.tiles import key_of
+from kernels.logits.kernel import HEAD
+from kernels.tuning import Config, forced
 from kernels.workspace import counters, workspace
 from tests.devices import DEVICE
 
@@ -41,6 +44,16 @@ def test_greedy_is_the_first_argmax_of_logits(
     hidden, norm = torch.randn(rows, 75), torch.rand(75) + 0.5
     expected = first_maxima(run("logits", hidden, norm, head))
     assert torch.equal(run("greedy", hidden, norm, head), expected)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_partial_maxima_in_several_steps(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.logits.kernel._PARTS", 64)
+    head = few_values(700, 30, torch.float32)
+    hidden, norm, key = torch.randn(rows, 30), torch.ones(30), key_of(700, 30, torch.float32)
+    with forced(HEAD, key, Config({"BLOCK_N": 32, "BLOCK_K": 32}, 4, 2)):  # 22 tiles
+        expected = first_maxima(run("logits", hidden, norm, head))
+        assert torch.equal(run("greedy", hidden, norm, head), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,7 +102,7 @@ def test_nothing_beside_the_operands_counts(dtype: torch.dtype) -> None:
 
 
 def test_a_head_may_have_a_bias() -> None:
-    bias = torch.linspace(-1, 1, 50)
+    bias = torch.linspace(-3, -1, 50)
     head = linear.pack(torch.zeros(50, 8), bias, impl="triton")
     scores = run("logits", torch.randn(2, 8), torch.ones(8), head)
     assert torch.equal(scores, bias.expand(2, 50))
