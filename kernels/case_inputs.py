@@ -26,13 +26,15 @@ class Case:
     """One set of sizes and options.
 
     `bench` marks realistic sizes, kept out of quick checks; `gpu` those among them that are too
-    large for anything but a GPU.
+    large for anything but a GPU. `stand_in` is what is checked in its place where the case itself
+    is too large for the reference.
     """
 
     name: str
     params: Mapping[str, Any]
     bench: bool = False
     gpu: bool = False
+    stand_in: Case | None = None
 
 
 class Random:

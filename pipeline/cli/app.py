@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipeline.cli.aot import aot
+from pipeline.cli.bench import bench
 from pipeline.cli.check import check
 from pipeline.cli.doctor import doctor
 from pipeline.cli.errors import (
@@ -111,6 +112,7 @@ for name, function, summary in (
     ("eval", evaluate, "Measure how well a model predicts a text."),
     ("check", check, "Measure operators against their float64 reference."),
     ("aot", aot, "Compile kernels for GPUs that are not here."),
+    ("bench", bench, "Time operators beside other libraries."),
     ("doctor", doctor, "Look for what is missing or wrong on this machine."),
 ):
     app.command(

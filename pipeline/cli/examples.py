@@ -30,6 +30,11 @@ EXAMPLES = {
         "lamella aot rms_norm --arch sm_100 --ptx",
         "lamella aot --json",
     ),
+    "bench": (
+        "lamella bench attention --case decode",
+        "lamella bench linear --impl my_kernels.py:linear --like cpu",
+        "lamella bench --plot roofline.svg --json",
+    ),
     "doctor": ("lamella doctor", "lamella doctor --json"),
 }
 

@@ -1,0 +1,69 @@
+"""What a figure must stand beside: hardware, versions, commit and date."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Everything about where a run on `device` ("cpu" or "cuda") took place."""
+    return {
+        "device": device_name(device),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": package_version("triton"),
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "commit": commit(Path(__file__).parents[2]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def device_name(device: str) -> str:
+    """The GPU's name as the driver gives it, or the processor's as the kernel does."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def slug(device: str) -> str:
+    """Device, torch and Triton version as a file name: figures of other slugs are no baseline."""
+    parts = f"{device_name(device)}-torch-{torch.__version__}-triton-{package_version('triton')}"
+    return re.sub(r"[^a-z0-9.]+", "-", parts.lower()).strip("-")
+
+
+def package_version(name: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def commit(folder: Path) -> str | None:
+    """Short commit of the work tree at `folder`, with a + if it has changes; None if it is none."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=10"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

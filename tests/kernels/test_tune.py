@@ -1,0 +1,49 @@
+"""Tuning: every configuration is timed, only right ones count, the best is kept for this device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import get_op, tuning
+from kernels.benchmarking import tune as module
+from kernels.benchmarking.timing import Timing
+from kernels.rope_append.kernel import ROPE_APPEND
+from kernels.target import target_of
+from kernels.tuning import Config
+from tests.devices import DEVICE
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path))
+
+
+def test_the_best_of_the_right_ones_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = target_of(torch.device(DEVICE))
+    space = [Config({"BLOCK_HEADS": heads}, 1, 1) for heads in (1, 2, 4, 8)]
+    tunable = type(ROPE_APPEND)(ROPE_APPEND.name, lambda key, t: space[0], lambda key, t: space)
+    monkeypatch.setattr("kernels.rope_append.kernel.ROPE_APPEND", tunable)
+    times = iter([50.0, 20.0, 10.0, 5.0])
+    monkeypatch.setattr(module, "time_call", lambda *a: Timing(next(times), 0.0, 1))
+    # Of the two that are faster than what came before, the third is wrong.
+    verdicts = iter([True, True, False, True])
+    monkeypatch.setattr(module, "_right", lambda *a: next(verdicts))
+    op = get_op("rope_append")
+    (found,) = module.tune(op, [op.cases[0]], DEVICE, 60.0)
+    assert (found.tried, found.of) == (4, 4)
+    assert (found.default_us, found.best_us) == pytest.approx((50.0, 5.0))
+    assert found.red == 1
+    assert found.config["BLOCK_HEADS"] == 8
+    kept = json.loads(tuning.local_store(target).read_text())
+    assert kept[found.name] == found.config
+
+
+def test_a_sweep_for_real() -> None:
+    op = get_op("rope_append")
+    (found,) = module.tune(op, [op.cases[0]], DEVICE, 0.0)
+    assert (found.tried, found.red) == (1, 0)  # the default, if time is up at once
+    assert 0 < found.best_us == found.default_us

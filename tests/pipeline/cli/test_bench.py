@@ -1,0 +1,75 @@
+"""`lamella bench`: figures of ours and of peers, none of a kernel whose check is red."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.cli.running import document, invoke, only_line
+
+BENCH = ("bench", "rms_norm", "--case", "T1-", "--device", "cpu", "--seconds", "0.02")
+OWN = """
+import torch
+
+def rms_norm(x, weight, eps, *, residual=None, out_dtype=None, factor=1.0):
+    s = x + residual
+    y = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps) * (weight.float() * factor)
+    return y.to(out_dtype or x.dtype), s
+
+def inexact(*args, **options):
+    return rms_norm(*args, **options, factor=1.05)
+
+def broken(*args, **options):
+    raise ValueError("out of luck")
+"""
+
+
+def test_figures(tmp_path: Path) -> None:
+    picture = tmp_path / "roofline.svg"
+    found = document(invoke(*BENCH, "--json", "--plot", str(picture)))
+    assert found["refused"] == []
+    assert [(row["impl"], row["peer"]) for row in found["results"]] == [
+        ("cpu", False),
+        ("reference", False),
+        ("torch", True),
+    ]
+    for row in found["results"]:
+        assert (row["op"], row["case"]) == ("rms_norm", "T1-H2048-bf16-residual")
+        moved = 2048 * (3 * 4 + 2) + 2048 * 2
+        assert row["gb_per_s"] == pytest.approx(moved / row["median_us"] / 1e3)
+        assert row["fraction_of_copy"] == pytest.approx(row["gb_per_s"] / found["copy_gb_per_s"])
+        assert row["tflop_per_s"] == pytest.approx(5 * 2048 / row["median_us"] / 1e6)
+        assert row["spread"] >= 0
+    assert {"device", "torch", "triton", "commit", "date"} <= set(found["environment"])
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_a_red_kernel_is_not_timed(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    chosen = [part for n in ("rms_norm", "inexact", "broken") for part in ("--impl", f"{own}:{n}")]
+    result = invoke(*BENCH, "--json", *chosen)
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert [row["impl"] for row in found["results"]] == [f"{own}:rms_norm", "torch"]
+    inexact, broken = (row["refused"] for row in found["refused"])
+    assert inexact.startswith("its check is red: y is off by ")
+    assert broken == "ValueError: out of luck"
+
+
+def test_table() -> None:
+    result = invoke(*BENCH, "--impl", "cpu")
+    assert result.exit_code == 0
+    assert "1 figure of ours, each checked before it was timed" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    result = invoke(*BENCH, "--plot", str(tmp_path / "x.png"))
+    assert result.exit_code == 1
+    message = "error: matplotlib is not installed: pip install 'lamella[plot]'"
+    assert only_line(result.stderr) == message
