@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from pipeline.cli.aot import aot
 from pipeline.cli.bench import bench
 from pipeline.cli.check import check
+from pipeline.cli.compare import compare
 from pipeline.cli.doctor import doctor
 from pipeline.cli.errors import (
     INTERRUPTED,
@@ -113,6 +114,7 @@ for name, function, summary in (
     ("check", check, "Measure operators against their float64 reference."),
     ("aot", aot, "Compile kernels for GPUs that are not here."),
     ("bench", bench, "Time operators beside other libraries."),
+    ("compare", compare, "Time operators at a commit and now, taking turns."),
     ("doctor", doctor, "Look for what is missing or wrong on this machine."),
 ):
     app.command(

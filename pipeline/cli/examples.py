@@ -35,6 +35,10 @@ EXAMPLES = {
         "lamella bench linear --impl my_kernels.py:linear --like cpu",
         "lamella bench --plot roofline.svg --json",
     ),
+    "compare": (
+        "lamella compare attention --base HEAD~1",
+        "lamella compare --base main --rounds 9 --json",
+    ),
     "doctor": ("lamella doctor", "lamella doctor --json"),
 }
 
