@@ -27,19 +27,22 @@ def norm_mode(dtype: torch.dtype) -> int:
 
 
 @triton.jit
-def _quad_sums(x, M: tl.constexpr, K: tl.constexpr):
-    """x [M, K] -> sums of four neighbours each, [M, K / 4], in an order that nothing changes."""
-    left, right = tl.split(tl.reshape(x, (M, K // 4, 2, 2)))
-    left, right = tl.split(left + right)
-    return left + right
+def _add_squares(squares, x, M: tl.constexpr, K: tl.constexpr):
+    """squares [M, K / 4] plus the squares of four neighbours in x [M, K] each, one after another.
+
+    A row's bits must not depend on M, so nothing is left to the compiler: neither the order of the
+    sums nor which products are fused with them.
+    """
+    evens, odds = tl.split(tl.reshape(x, (M, K // 4, 2, 2)))
+    first, third = tl.split(evens)
+    second, fourth = tl.split(odds)
+    squares = tl.fma(second, second, tl.fma(first, first, squares))
+    return tl.fma(fourth, fourth, tl.fma(third, third, squares))
 
 
 @triton.jit
 def _pair_sums(x, M: tl.constexpr, K: tl.constexpr):
-    """x [M, K] -> the rows' sums [M], neighbours first: an order that no tensor layout changes.
-
-    `tl.sum` adds in an order that depends on M, and a row's bits must not.
-    """
+    """x [M, K] -> the rows' sums [M], neighbours first. The order of `tl.sum` depends on M."""
     for step in tl.static_range(12):
         if (K >> step) > 1:
             left, right = tl.split(tl.reshape(x, (M, K >> (step + 1), 2)))
@@ -80,7 +83,7 @@ def tile_product(
     if MODE == NORM_FIRST:
         for first in range(0, width, BLOCK_K):
             b_x = _x_tile(p_x, m_m, first + o_k, width, EVEN_K).to(tl.float32)
-            squares += _quad_sums(b_x * b_x, BLOCK_M, BLOCK_K)
+            squares = _add_squares(squares, b_x, BLOCK_M, BLOCK_K)
         scale = 1.0 / tl.sqrt(_pair_sums(squares, BLOCK_M, BLOCK_K // 4) / width + eps)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for first in range(start, stop, BLOCK_K):
@@ -99,7 +102,7 @@ def tile_product(
                 b_norm = tl.load(norm_ptr + column, mask=column < width, other=0.0)
             b_x = b_x.to(tl.float32)
             if MODE == NORM:
-                squares += _quad_sums(b_x * b_x, BLOCK_M, BLOCK_K)
+                squares = _add_squares(squares, b_x, BLOCK_M, BLOCK_K)
             else:
                 b_x = b_x * scale[:, None]
             b_x = cast(b_x * b_norm.to(tl.float32)[None, :], dtype)

@@ -282,6 +282,8 @@ def _meta(config: Config, head: PackedLinear, hidden: Tensor) -> dict[str, Any]:
         "HAS_BIAS": head.bias is not None,
         "EVEN_K": head.in_features % config.constants["BLOCK_K"] == 0,
         "BLOCK_M": padded_rows(rows),
+        # Whether the norm's scale is fused with the bias could differ between numbers of rows.
+        "enable_fp_fusion": head.bias is None,
         **config.constants,
         **launch_options(config, target_of(hidden.device), rows, head.dtype, hidden.dtype),
     }
