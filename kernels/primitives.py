@@ -43,6 +43,38 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def int8_to_float16(x, PTX: tl.constexpr):
+    """int8 x as float16, exactly. With PTX, five instructions for four codes instead of twelve.
+
+    A code c, its sign bit flipped, is the byte c + 128; under the byte 0x64 it is the float16
+    1152 + c.
+    """
+    if PTX:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 u, bias;
+            mov.b32 bias, 0x64806480;
+            xor.b32 u, $2, 0x80808080;
+            prmt.b32 $0, u, 0x64646464, 0x5150;
+            prmt.b32 $1, u, 0x64646464, 0x5352;
+            sub.f16x2 $0, $0, bias;
+            sub.f16x2 $1, $1, bias;
+            }
+            """,
+            "=r,=r,r",
+            [x],
+            dtype=tl.float16,
+            # "Impure" keeps the compiler from moving a change of layout before this, which would
+            # make it read codes byte by byte: 1025 instead of 677 instructions a tile in decode.
+            is_pure=False,
+            pack=4,
+        )
+    else:
+        return x.to(tl.float16)
+
+
+@triton.jit
 def round_half_even(x):
     """x float32, |x| <= 2^22 -> the nearest integer, as float32."""
     return (x + _ROUNDER) - _ROUNDER

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.primitives import LOG2E, cast, dot, tanh
+from kernels.primitives import LOG2E, cast, dot, int8_to_float16, tanh
 
 # Quantised V: probabilities times scales are multiplied in float16, relative to the largest scale
 # of the tile. The headroom keeps tokens of much smaller scale out of the subnormals.
@@ -61,6 +61,15 @@ def load_queries(
 
 
 @triton.jit
+def _in(x, COMPUTE: tl.constexpr, PTX: tl.constexpr):
+    """A tile of K or V in the dtype of the products."""
+    if x.dtype == tl.int8 and COMPUTE == tl.float16:  # noqa: SIM300
+        return int8_to_float16(x, PTX)
+    else:
+        return x.to(COMPUTE)
+
+
+@triton.jit
 def attend(
     acc,  # float32 [BLOCK_M, BLOCK_D]
     m,  # float32 [BLOCK_M], largest score so far, in units of log2
@@ -87,6 +96,7 @@ def attend(
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     PRECISE: tl.constexpr,
+    PTX: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Online softmax (Milakov and Gimelshein, 2018) over the keys from `begin` to `end`.
@@ -111,7 +121,7 @@ def attend(
         else:
             k = tl.load(k_ptr + offset)
         zeros = tl.zeros([q.shape[0], BLOCK_N], dtype=tl.float32)
-        score = dot(q, tl.trans(k.to(COMPUTE)), zeros)
+        score = dot(q, tl.trans(_in(k, COMPUTE, PTX)), zeros)
         if QUANTIZED:
             if MASKED:
                 k_scale = tl.load(k_scale_ptr + vector, mask=inside, other=0.0)
@@ -149,18 +159,22 @@ def attend(
                 ratio = v_scale / tl.where(largest > 0, largest, 1.0) * _HEADROOM
                 weight = p * ratio[None, :]
                 high = weight.to(COMPUTE)
-                part = dot(high, v.to(COMPUTE), tl.zeros([q.shape[0], BLOCK_D], dtype=tl.float32))
+                part = dot(
+                    high, _in(v, COMPUTE, PTX), tl.zeros([q.shape[0], BLOCK_D], dtype=tl.float32)
+                )
                 if PRECISE:
                     # float16 outputs show what rounding the weights costs: add what it cut off.
-                    part = dot((weight - high.to(tl.float32)).to(COMPUTE), v.to(COMPUTE), part)
+                    part = dot(
+                        (weight - high.to(tl.float32)).to(COMPUTE), _in(v, COMPUTE, PTX), part
+                    )
                 acc += part * (largest / _HEADROOM)
             else:
-                acc = dot(cast(p * v_scale[None, :], COMPUTE), v.to(COMPUTE), acc)
+                acc = dot(cast(p * v_scale[None, :], COMPUTE), _in(v, COMPUTE, PTX), acc)
         else:
             weight = cast(p, COMPUTE)
             # The sum of what V is weighted with, rounding included: the errors partly cancel.
             total = total * decay + tl.sum(weight.to(tl.float32), axis=1)
-            acc = dot(weight, v.to(COMPUTE), acc)
+            acc = dot(weight, _in(v, COMPUTE, PTX), acc)
     return acc, m, total
 
 

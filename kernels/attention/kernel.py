@@ -64,6 +64,7 @@ def _attention_decode_kernel(
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     PRECISE: tl.constexpr,
+    PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -124,6 +125,7 @@ def _attention_decode_kernel(
             CAPPED,
             WINDOWED,
             PRECISE,
+            PTX,
             True,
         )
         if split_count == 1:
@@ -229,6 +231,7 @@ def _attention_prefill_kernel(
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     PRECISE: tl.constexpr,
+    PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -273,17 +276,17 @@ def _attention_prefill_kernel(
         acc, m, total = attend(
             acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
             low, plain, scale, softcap, window,
-            HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, True,
+            HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, PTX, True,
         )  # fmt: skip
     acc, m, total = attend(
         acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
         plain, causal, scale, softcap, window,
-        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, False,
+        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, PTX, False,
     )  # fmt: skip
     acc, m, total = attend(
         acc, m, total, q, q_position, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, head,
         causal, high, scale, softcap, window,
-        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, True,
+        HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, QUANTIZED, CAPPED, WINDOWED, PRECISE, PTX, True,
     )  # fmt: skip
     store_output(out_ptr, normalized(acc, total), start, mine, head, HQ, G, D, BLOCK_M, BLOCK_D)
 
@@ -356,6 +359,7 @@ def attention(
     rows = queries * groups
     part_shape = (pairs, max_splits, rows, dim)
     stat_shape = (pairs, max_splits, 2, rows)
+    nvidia = (arch := target_of(q.device).arch).startswith("sm_")
     meta = decode.meta
     programs = min(meta.pop("WAVES") * target_of(q.device).sms, pairs * max_splits)
     launch(
@@ -372,6 +376,7 @@ def attention(
         **constants,
         QUERIES=queries,
         MAX_SPLITS=MAX_SPLITS,
+        PTX=nvidia,
         REDUCE=_reduce(rows, head_block(dim)),
         **meta,
     )
@@ -387,6 +392,7 @@ def attention(
             *numbers,
             **constants,
             DECODED=decoded,
+            PTX=nvidia and arch != "sm_80",  # there it would take too many registers
             **prefill.meta,
         )
     return out

@@ -39,9 +39,7 @@ def _decode_default(key: Key, target: Target) -> Config:
     if compute == "fp32":  # no tensor cores: every product is a register's
         return _decode(rows, 16, 512, 2, 8, 2 if kv == "fp32" else 1)
     # Five stages keep two tiles of K and V under way, as the block table's look-up takes two.
-    # Codes of int8 become float16 in registers, so that a tile of the same bytes has no room.
-    narrow = kv == "int8" or head_block(dim) > 128
-    return _decode(rows, 32 if narrow else 64, 512, 3, 4, 5)
+    return _decode(rows, 32 if head_block(dim) > 128 else 64, 512, 3, 4, 5)
 
 
 def _decode_space(key: Key, target: Target) -> list[Config]:
@@ -78,7 +76,9 @@ def _prefill_default(key: Key, target: Target) -> Config:
     if compute == "fp32":
         return _prefill(max(16, least), 16, 8, 2 if kv == "fp32" else 1)
     if target.arch == "sm_80":  # accumulators and operands are all in registers
-        return _prefill(max(64 if kv == "int8" or head_block(dim) > 128 else 128, least), 32, 8, 2)
+        small = kv == "int8" or head_block(dim) > 128
+        block_n = 16 if kv == "int8" and head_block(dim) > 128 else 32
+        return _prefill(max(64 if small else 128, least), block_n, 8, 2)
     if head_block(dim) > 128:
         return _prefill(max(64, least), 32, 8, 2)
     return _prefill(max(128, least), 32 if kv == "int8" else 128, 8, 3)
