@@ -8,6 +8,9 @@ and its parts are summed in their order.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -25,7 +28,8 @@ from kernels.attention.tunables import DECODE, MAX_SPLITS, PREFILL, head_block
 from kernels.launch import launch
 from kernels.layout import KVPool
 from kernels.primitives import LOG2E
-from kernels.target import target_of
+from kernels.target import Target, target_of
+from kernels.tuning import Config
 from kernels.workspace import counters, workspace
 
 
@@ -312,90 +316,118 @@ def attention(
     if tokens == 0 or batch == 0:
         return out
     layout = pool.layout
-    groups = q_heads // layout.num_kv_heads
+    group = q_heads // layout.num_kv_heads
     compute = _compute_dtype(q.dtype, layout.torch_dtype)
-    key = (layout.dtype, _NAMES[compute], dim, groups)
+    key = (layout.dtype, _NAMES[compute], dim, group, "all" if window is None else "window")
     decode = DECODE.config(key, q.device)
-    decoded = decode.constants["BLOCK_M"] // groups
+    decoded = decode.constants["BLOCK_M"] // group
     scale = dim**-0.5 if scale is None else scale
     block_table = block_table if block_table.stride(1) == 1 else block_table.contiguous()
-    tensors = (
-        q,
-        pool.k,
-        pool.v,
-        pool.k if pool.k_scale is None else pool.k_scale,
-        pool.v if pool.v_scale is None else pool.v_scale,
-        query_start,
-        kv_len,
-        block_table,
-        out,
+    work = _Work(
+        tensors=(
+            q,
+            pool.k,
+            pool.v,
+            pool.k if pool.k_scale is None else pool.k_scale,
+            pool.v if pool.v_scale is None else pool.v_scale,
+            query_start,
+            kv_len,
+            block_table,
+            out,
+        ),
+        numbers=(
+            q.stride(0),
+            q.stride(1),
+            scale * LOG2E.value if softcap is None else scale,
+            softcap or 0.0,
+            window or 0,
+        ),
+        constants={
+            "HQ": q_heads,
+            "HKV": layout.num_kv_heads,
+            "D": dim,
+            "BLOCK_SIZE": layout.block_size,
+            "BATCH": triton.next_power_of_2(batch),
+            "COMPUTE": getattr(tl, str(compute).removeprefix("torch.")),
+            "QUANTIZED": layout.quantized,
+            "CAPPED": softcap is not None,
+            "WINDOWED": window is not None,
+            "PRECISE": q.dtype == torch.float16,
+            "BLOCK_D": head_block(dim),
+        },
+        batch=batch,
+        target=target_of(q.device),
     )
-    numbers = (
-        q.stride(0),
-        q.stride(1),
-        scale * LOG2E.value if softcap is None else scale,
-        softcap or 0.0,
-        window or 0,
-    )
-    constants = {
-        "HQ": q_heads,
-        "HKV": layout.num_kv_heads,
-        "D": dim,
-        "BLOCK_SIZE": layout.block_size,
-        "BATCH": triton.next_power_of_2(batch),
-        "COMPUTE": getattr(tl, str(compute).removeprefix("torch.")),
-        "QUANTIZED": layout.quantized,
-        "CAPPED": softcap is not None,
-        "WINDOWED": window is not None,
-        "PRECISE": q.dtype == torch.float16,
-        "BLOCK_D": head_block(dim),
-    }
     most = tokens if max_queries is None else min(max_queries, tokens)
-    queries = min(decoded, most)
-    split = decode.constants["SPLIT"]
-    max_splits = min(MAX_SPLITS, triton.cdiv(block_table.shape[1] * layout.block_size, split))
-    max_splits = max(max_splits, 1)
-    pairs = batch * layout.num_kv_heads
-    rows = queries * groups
-    part_shape = (pairs, max_splits, rows, dim)
-    stat_shape = (pairs, max_splits, 2, rows)
-    nvidia = (arch := target_of(q.device).arch).startswith("sm_")
-    meta = decode.meta
-    programs = min(meta.pop("WAVES") * target_of(q.device).sms, pairs * max_splits)
+    if batch > 1 or tokens <= decoded:
+        _launch_decode(work, decode, min(decoded, most))
+    if most > decoded:
+        _launch_prefill(work, PREFILL.config(key, q.device), decoded)
+    return out
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What both kernels take."""
+
+    tensors: tuple[Tensor, ...]  # q, K, V, their scales, query_start, kv_len, block_table, out
+    numbers: tuple[float, ...]  # strides of q, scale, softcap, window
+    constants: dict[str, Any]
+    batch: int
+    target: Target
+
+
+def _launch_decode(work: _Work, config: Config, queries: int) -> None:
+    """Serve the sequences with up to `queries` queries."""
+    q, block_table, constants = work.tensors[0], work.tensors[7], work.constants
+    kv_heads, dim = constants["HKV"], constants["D"]
+    capacity = block_table.shape[1] * constants["BLOCK_SIZE"]
+    max_splits = max(1, min(MAX_SPLITS, triton.cdiv(capacity, config.constants["SPLIT"])))
+    pairs, rows = work.batch * kv_heads, queries * (constants["HQ"] // kv_heads)
+    parts, statistics = (
+        workspace(f"attention {name}", (pairs, max_splits, *shape), torch.float32, q.device)
+        for name, shape in (("parts", (rows, dim)), ("statistics", (2, rows)))
+    )
+    meta = config.meta
+    programs = min(meta.pop("WAVES") * work.target.sms, pairs * max_splits)
     launch(
         _attention_decode_kernel,
         (programs,),
-        *tensors,
-        workspace("attention parts", part_shape, torch.float32, q.device),
-        workspace("attention statistics", stat_shape, torch.float32, q.device),
+        *work.tensors,
+        parts,
+        statistics,
         counters("attention", pairs, q.device),
-        batch,
+        work.batch,
         block_table.stride(0),
         max_splits,
-        *numbers,
+        *work.numbers,
         **constants,
         QUERIES=queries,
         MAX_SPLITS=MAX_SPLITS,
-        PTX=nvidia,
-        REDUCE=_reduce(rows, head_block(dim)),
+        REDUCE=_reduce(rows, constants["BLOCK_D"]),
+        PTX=work.target.arch.startswith("sm_"),
         **meta,
     )
-    if most > decoded:
-        prefill = PREFILL.config(key, q.device)
-        tiles = triton.cdiv(tokens, prefill.constants["BLOCK_M"] // groups) + batch
-        launch(
-            _attention_prefill_kernel,
-            (layout.num_kv_heads, tiles),
-            *tensors,
-            batch,
-            block_table.stride(0),
-            *numbers,
-            **constants,
-            DECODED=decoded,
-            PTX=nvidia and arch != "sm_80",  # there it would take too many registers
-            **prefill.meta,
-        )
-    return out
+
+
+def _launch_prefill(work: _Work, config: Config, decoded: int) -> None:
+    """Serve the sequences with more than `decoded` queries."""
+    q, block_table, constants = work.tensors[0], work.tensors[7], work.constants
+    queries = config.constants["BLOCK_M"] // (constants["HQ"] // constants["HKV"])
+    arch = work.target.arch
+    launch(
+        _attention_prefill_kernel,
+        # Every sequence may end in a tile that is not full.
+        (constants["HKV"], triton.cdiv(q.shape[0], queries) + work.batch),
+        *work.tensors,
+        work.batch,
+        block_table.stride(0),
+        *work.numbers,
+        **constants,
+        DECODED=decoded,
+        PTX=arch.startswith("sm_") and arch != "sm_80",  # there it takes too many registers
+        **config.meta,
+    )
 
 
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

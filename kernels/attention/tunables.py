@@ -1,4 +1,7 @@
-"""Configurations of the attention kernels. A key is (kv dtype, compute dtype, head_dim, group)."""
+"""Configurations of the attention kernels.
+
+A key is (kv dtype, compute dtype, head_dim, query heads of a kv head, "all" or "window").
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def _few(configs: list[Config]) -> list[Config]:
 
 
 def _decode_default(key: Key, target: Target) -> Config:
-    kv, compute, dim, group = key
+    kv, compute, dim, group, _ = key
     rows = max(16, triton.next_power_of_2(group))
     if target.arch == "interpreter":
         return _decode(rows, 32, 64, 2, 4, 1)
@@ -43,7 +46,7 @@ def _decode_default(key: Key, target: Target) -> Config:
 
 
 def _decode_space(key: Key, target: Target) -> list[Config]:
-    kv, compute, dim, group = key
+    kv, compute, dim, group, _ = key
     rows = max(16, triton.next_power_of_2(group))
     found = [_decode_default(key, target)]
     if compute != "fp32":
@@ -69,7 +72,7 @@ def _decode(block_m: int, block_n: int, split: int, waves: int, warps: int, stag
 
 
 def _prefill_default(key: Key, target: Target) -> Config:
-    kv, compute, dim, group = key
+    kv, compute, dim, group, span = key
     least = triton.next_power_of_2(group)
     if target.arch == "interpreter":
         return _prefill(max(64, least), 64, 4, 1)
@@ -81,11 +84,13 @@ def _prefill_default(key: Key, target: Target) -> Config:
         return _prefill(max(64 if small else 128, least), block_n, 8, 2)
     if head_block(dim) > 128:
         return _prefill(max(64, least), 32, 8, 2)
-    return _prefill(max(128, least), 32 if kv == "int8" else 128, 8, 3)
+    # Dequantising and a window's third loop take registers.
+    block_n = 32 if kv == "int8" else 64 if span == "window" else 128
+    return _prefill(max(128, least), block_n, 8, 3)
 
 
 def _prefill_space(key: Key, target: Target) -> list[Config]:
-    kv, compute, dim, group = key
+    kv, compute, dim, group, _ = key
     least = triton.next_power_of_2(group)
     found = [_prefill_default(key, target)]
     if compute != "fp32":

@@ -112,9 +112,11 @@ def test_one_query_each_needs_one_launch() -> None:
         attention(*args, impl="triton")
     # The second call cannot know: its two rows could be one sequence's.
     assert [launch.name for launch in launches] == ["attention_decode_kernel"] * 2
-    args = call([20, 1], [150, 3])
     with recording() as launches:
-        attention(*args, impl="triton")
+        attention(*call([20], [150]), impl="triton")
+    assert [launch.name for launch in launches] == ["attention_prefill_kernel"]
+    with recording() as launches:
+        attention(*call([20, 1], [150, 3]), impl="triton")
     assert [launch.name for launch in launches] == [
         "attention_decode_kernel",
         "attention_prefill_kernel",
@@ -206,7 +208,7 @@ def test_queries_beyond_float16_saturate() -> None:
 def test_configurations_are_few_and_hold_the_default(arch: str, kv: str, dim: int) -> None:
     compute = {"fp32": "fp32", "bf16": "bf16"}.get(kv, "fp16")
     for tunable in (tunables.DECODE, tunables.PREFILL):
-        key = (kv, compute, dim, 4)
+        key = (kv, compute, dim, 4, "all")
         space = tunable.space(key, for_arch(arch))
         assert tunable.default(key, for_arch(arch)) in space
         assert len(space) <= 48
