@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-operators bench-compare gpu clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 # pip, as it takes wheels from PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL, such as a CPU build of torch.
 $(VENV)/.installed: pyproject.toml
@@ -41,6 +41,22 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
 
 bench: $(VENV)/.installed-dev  ## decode against transformers (minutes, 8 GB of memory); ARGS="..."
 	$(BIN)/python -m tests.bench.decode $(ARGS)
+
+# Figures stand for one device, torch and Triton version; each has a folder of its own.
+DEVICE ?= cpu
+BOUND ?= 10
+TIMED = $(BIN)/python -m pytest tests/bench/test_operators.py -m bench --device $(DEVICE) \
+	-p no:cacheprovider --benchmark-columns=median,iqr,rounds --benchmark-group-by=group \
+	--benchmark-storage=file://$$($(BIN)/python -m tests.bench.storage $(DEVICE))
+
+bench-operators: $(VENV)/.installed-dev  ## time operators, store a baseline; DEVICE=cuda, ARGS="-k ..."
+	$(TIMED) --benchmark-autosave $(ARGS)
+
+bench-compare: $(VENV)/.installed-dev  ## fail if a median is BOUND=10 percent past the last baseline
+	$(TIMED) --benchmark-compare --benchmark-compare-fail=median:$(BOUND)% $(ARGS)
+
+gpu:  ## ten minutes on a GPU: check, tune, time, test; ARGS="--minutes 10"
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
