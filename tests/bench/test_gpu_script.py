@@ -1,0 +1,65 @@
+"""`make gpu`, rehearsed on the CPU: parts report, and none takes another with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from scripts import gpu
+
+SCRIPT = Path(gpu.__file__)
+
+
+def rehearse(out: Path, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--out", str(out), *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, cwd=out, timeout=120, check=False
+    )
+    (path,) = out.glob("gpu-*.json")
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    assert [p.name for p in out.iterdir() if p.suffix != ".json"] == []
+    return done.returncode, loaded["parts"]
+
+
+def test_rehearsal(tmp_path: Path) -> None:
+    code, parts = rehearse(tmp_path, "--only", "look,check,bench,tune", "--minutes", "4")
+    assert code == 0
+    assert {part["status"] for part in parts.values()} == {"done"}
+    assert parts["look"]["environment"]["torch"]
+    assert parts["check"]["ok"]
+    assert {row["impl"] for row in parts["bench"]["results"]} == {"cpu", "reference", "torch"}
+    assert parts["tune"]["skipped"] == "needs a CUDA GPU"
+
+
+def test_a_part_that_takes_too_long_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "modules").mkdir()
+    broken = tmp_path / "modules" / "sitecustomize.py"
+    broken.write_text(
+        "import sys, time\n"
+        "if 'kernels.checking.worker' in ' '.join(sys.orig_argv): time.sleep(60)\n"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    code, parts = rehearse(
+        out, "--only", "check,tune", "--minutes", "0.2", PYTHONPATH=str(broken.parent)
+    )
+    assert code == 0
+    assert parts["check"]["status"] == "out of time"
+    assert parts["tune"]["status"] == "done"
+
+
+def test_it_needs_no_command_line_package() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('typer', 'rich', 'pytest', 'hypothesis', 'safetensors', 'tokenizers'):\n"
+        "    sys.modules[name] = None\n"
+        "from scripts import gpu\n"
+        "import kernels.checking, kernels.benchmarking.run, kernels.benchmarking.worker\n"
+        "import kernels.checking.worker\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
