@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels.decode_mlp.packed import PackedMLP
 from kernels.errors import UnsupportedError
 from kernels.launch import launch
-from kernels.linear.device import norm_mode, tile_product
+from kernels.linear.device import before_product, tile_product
 from kernels.linear.kernel import linear, plain_weight
 from kernels.linear.tiles import (
     MOST_ROWS,
@@ -59,7 +59,7 @@ def _gate_up_kernel(
     n,
     width,
     eps,
-    MODE: tl.constexpr,
+    NORM: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -77,7 +77,7 @@ def _gate_up_kernel(
         width,
         width,
         eps,
-        MODE,
+        NORM,
         EVEN_K,
         BLOCK_N,
         BLOCK_M,
@@ -126,7 +126,7 @@ def _gate_up(x: Tensor, norm_weight: Tensor, eps: float, mlp: PackedMLP) -> Tens
     """The activation silu(gate) * up, [B, I] in the weights' dtype."""
     weight = plain_weight(mlp.gate_up)
     rows, (n, width) = x.shape[0], weight.shape
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x, norm = before_product(x, norm_weight, eps, weight.dtype)
     config = GATE_UP.config(key_of(n, width, weight.dtype), x.device)
     out = torch.empty(rows, n // 2, dtype=weight.dtype, device=x.device)
     launch(
@@ -141,7 +141,7 @@ def _gate_up(x: Tensor, norm_weight: Tensor, eps: float, mlp: PackedMLP) -> Tens
         n,
         width,
         eps,
-        MODE=norm_mode(weight.dtype),
+        NORM=norm,
         EVEN_K=width % config.constants["BLOCK_K"] == 0,
         BLOCK_M=padded_rows(rows),
         **config.constants,

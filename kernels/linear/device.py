@@ -11,33 +11,35 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from kernels.primitives import INTERPRETED, cast, dot
-
-# What tile_product does to the rows of x before they are multiplied.
-PLAIN = tl.constexpr(0)  # nothing: x has the weights' dtype
-NORM = tl.constexpr(1)  # RMSNorm, one pass: sums of squares beside the product
-NORM_FIRST = tl.constexpr(2)  # RMSNorm, two passes: x * norm_weight could overflow float16
+from kernels.rms_norm.kernel import rms_norm
 
 
-def norm_mode(dtype: torch.dtype) -> int:
-    """The MODE that fuses an RMSNorm with weights of `dtype`."""
-    mode = NORM_FIRST if dtype == torch.float16 else NORM
-    return int(mode.value)
+def before_product(
+    x: Tensor, norm_weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, bool]:
+    """x [M, K] as `tile_product` takes it for weights of `dtype`; whether that has to norm it.
+
+    x * norm_weight could overflow float16 where the norm does not: its norm goes first.
+    """
+    if dtype != torch.float16:
+        return (x if x.stride(1) == 1 else x.contiguous()), True
+    y = rms_norm(x, norm_weight, eps, out_dtype=dtype)
+    assert isinstance(y, Tensor)
+    return y, False
 
 
 @triton.jit
 def _add_squares(squares, x, M: tl.constexpr, K: tl.constexpr):
-    """squares [M, K / 4] plus the squares of four neighbours in x [M, K] each, one after another.
+    """squares [M, K / 2] plus the squares of two neighbours in x [M, K] each, one after the other.
 
     A row's bits must not depend on M, so nothing is left to the compiler: neither the order of the
     sums nor which products are fused with them.
     """
-    evens, odds = tl.split(tl.reshape(x, (M, K // 4, 2, 2)))
-    first, third = tl.split(evens)
-    second, fourth = tl.split(odds)
-    squares = tl.fma(second, second, tl.fma(first, first, squares))
-    return tl.fma(fourth, fourth, tl.fma(third, third, squares))
+    left, right = tl.split(tl.reshape(x, (M, K // 2, 2)))
+    return tl.fma(right, right, tl.fma(left, left, squares))
 
 
 @triton.jit
@@ -54,7 +56,7 @@ def _pair_sums(x, M: tl.constexpr, K: tl.constexpr):
 def tile_product(
     x_ptr,  # [rows, width]
     x_stride,
-    norm_ptr,  # [width], read unless PLAIN
+    norm_ptr,  # [width], read with NORM
     w_ptr,  # [*, width], contiguous
     o_n,  # int64 [BLOCK_N], rows of w; all must be there
     rows,
@@ -62,7 +64,7 @@ def tile_product(
     stop,
     width,
     eps,
-    MODE: tl.constexpr,
+    NORM: tl.constexpr,  # fuse an RMSNorm
     EVEN_K: tl.constexpr,  # BLOCK_K divides width: no masks along K
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -78,13 +80,7 @@ def tile_product(
     o_k = tl.arange(0, BLOCK_K)
     p_x = x_ptr + (o_m.to(tl.int64) * x_stride)[:, None]
     p_w = w_ptr + (o_n * width)[:, None]
-    squares = tl.zeros((BLOCK_M, BLOCK_K // 4), tl.float32)
-    scale = tl.zeros((BLOCK_M,), tl.float32)
-    if MODE == NORM_FIRST:
-        for first in range(0, width, BLOCK_K):
-            b_x = _x_tile(p_x, m_m, first + o_k, width, EVEN_K).to(tl.float32)
-            squares = _add_squares(squares, b_x, BLOCK_M, BLOCK_K)
-        scale = 1.0 / tl.sqrt(_pair_sums(squares, BLOCK_M, BLOCK_K // 4) / width + eps)
+    squares = tl.zeros((BLOCK_M, BLOCK_K // 2), tl.float32)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for first in range(start, stop, BLOCK_K):
         column = first + o_k
@@ -95,16 +91,13 @@ def tile_product(
             m_k = (column < width)[None, :]
             b_w = tl.load(p_w + column[None, :], mask=m_k, other=0.0, eviction_policy="evict_first")
         b_x = _x_tile(p_x, m_m, column, width, EVEN_K)  # [BLOCK_M, BLOCK_K]
-        if MODE != PLAIN:
+        if NORM:
             if EVEN_K:
                 b_norm = tl.load(norm_ptr + column)
             else:
                 b_norm = tl.load(norm_ptr + column, mask=column < width, other=0.0)
             b_x = b_x.to(tl.float32)
-            if MODE == NORM:
-                squares = _add_squares(squares, b_x, BLOCK_M, BLOCK_K)
-            else:
-                b_x = b_x * scale[:, None]
+            squares = _add_squares(squares, b_x, BLOCK_M, BLOCK_K)
             b_x = cast(b_x * b_norm.to(tl.float32)[None, :], dtype)
         if dtype == tl.float32 and not INTERPRETED:
             # A sum of short sums errs far less than one long chain. The option keeps the compiler
@@ -112,8 +105,8 @@ def tile_product(
             acc += tl.dot(b_w, tl.trans(b_x), input_precision="ieee", max_num_imprecise_acc=1)
         else:
             acc = dot(b_w, tl.trans(b_x), acc)
-    if MODE == NORM:
-        scale = 1.0 / tl.sqrt(_pair_sums(squares, BLOCK_M, BLOCK_K // 4) / width + eps)
+    if NORM:
+        scale = 1.0 / tl.sqrt(_pair_sums(squares, BLOCK_M, BLOCK_K // 2) / width + eps)
         acc *= scale[None, :]
     return acc
 

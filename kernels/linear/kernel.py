@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.errors import UnsupportedError
 from kernels.launch import launch
-from kernels.linear.device import PLAIN, tile_product
+from kernels.linear.device import tile_product
 from kernels.linear.packed import PackedLinear, PlainWeight
 from kernels.linear.tiles import (
     MOST_ROWS,
@@ -91,7 +91,7 @@ def _linear_kernel(
         tl.minimum(start + part, width),
         width,
         0.0,
-        PLAIN,
+        False,
         EVEN_K,
         BLOCK_N,
         BLOCK_M,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.errors import UnsupportedError
 from kernels.launch import launch
-from kernels.linear.device import norm_mode, tile_product
+from kernels.linear.device import before_product, tile_product
 from kernels.linear.kernel import plain_weight
 from kernels.linear.packed import PackedLinear
 from kernels.linear.tiles import (
@@ -52,7 +52,7 @@ def _scores(
     n,
     width,
     eps,
-    MODE: tl.constexpr,
+    NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -71,7 +71,7 @@ def _scores(
         width,
         width,
         eps,
-        MODE,
+        NORM,
         EVEN_K,
         BLOCK_N,
         BLOCK_M,
@@ -94,7 +94,7 @@ def _logits_kernel(
     n,
     width,
     eps,
-    MODE: tl.constexpr,
+    NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -113,7 +113,7 @@ def _logits_kernel(
         n,
         width,
         eps,
-        MODE,
+        NORM,
         HAS_BIAS,
         EVEN_K,
         BLOCK_M,
@@ -141,7 +141,7 @@ def _greedy_kernel(
     width,
     eps,
     tiles,
-    MODE: tl.constexpr,
+    NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -162,7 +162,7 @@ def _greedy_kernel(
         n,
         width,
         eps,
-        MODE,
+        NORM,
         HAS_BIAS,
         EVEN_K,
         BLOCK_M,
@@ -212,7 +212,7 @@ def logits(hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear) 
     out = torch.empty(rows, head.out_features, dtype=torch.float32, device=hidden.device)
     if out.numel() == 0:
         return out
-    hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
+    hidden, norm = before_product(hidden, norm_weight, eps, head.dtype)
     config = _config(head, hidden)
     launch(
         _logits_kernel,
@@ -227,7 +227,7 @@ def logits(hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear) 
         head.out_features,
         head.in_features,
         eps,
-        **_meta(config, head, hidden),
+        **_meta(config, head, hidden, norm),
     )
     return out
 
@@ -236,7 +236,6 @@ def greedy(hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear) 
     """See `kernels.logits.greedy`. A row with a NaN among its logits gets token 0."""
     _refuse_float64("greedy", hidden)
     tokens = torch.empty(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
     for some, out in zip(hidden.split(MOST_ROWS), tokens.split(MOST_ROWS), strict=True):
         if out.numel() > 0:
             _greedy(some, norm_weight.contiguous(), eps, head, out)
@@ -246,6 +245,7 @@ def greedy(hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear) 
 def _greedy(
     hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear, tokens: Tensor
 ) -> None:
+    hidden, norm = before_product(hidden, norm_weight, eps, head.dtype)
     rows, config, device = hidden.shape[0], _config(head, hidden), hidden.device
     tiles = triton.cdiv(head.out_features, config.constants["BLOCK_N"])
     weight = plain_weight(head)
@@ -267,7 +267,7 @@ def _greedy(
         eps,
         tiles,
         BLOCK_T=_PARTS // padded_rows(rows),
-        **_meta(config, head, hidden),
+        **_meta(config, head, hidden, norm),
     )
 
 
@@ -275,10 +275,10 @@ def _config(head: PackedLinear, hidden: Tensor) -> Config:
     return HEAD.config(key_of(head.out_features, head.in_features, head.dtype), hidden.device)
 
 
-def _meta(config: Config, head: PackedLinear, hidden: Tensor) -> dict[str, Any]:
+def _meta(config: Config, head: PackedLinear, hidden: Tensor, norm: bool) -> dict[str, Any]:
     rows = hidden.shape[0]
     return {
-        "MODE": norm_mode(head.dtype),
+        "NORM": norm,
         "HAS_BIAS": head.bias is not None,
         "EVEN_K": head.in_features % config.constants["BLOCK_K"] == 0,
         "BLOCK_M": padded_rows(rows),
