@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.loading import stage_specs
 from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement
+from tests.devices import DEVICE
 
 
 class RandomWeights(ParityWeights):
@@ -72,6 +74,7 @@ class RandomModel:
                 source,
                 spec,
                 impl=self.impl,
+                device=DEVICE if self.impl == "triton" else "cpu",
                 kv_dtype=self.kv_dtype,
                 block_size=self.block_size,
                 kv_tokens=kv_tokens,
@@ -82,8 +85,10 @@ class RandomModel:
 
 
 @st.composite
-def models(draw: st.DrawFn) -> RandomModel:
-    """Models of two to four layers."""
+def models(draw: st.DrawFn, impls: Sequence[str] = ("cpu", "reference")) -> RandomModel:
+    """Models of two to four layers; of two where Triton's interpreter runs them."""
+    impl = draw(st.sampled_from(impls))
+    interpreted = impl == "triton" and DEVICE == "cpu"
     kv_heads = draw(st.integers(1, 3))
     qk_norm = draw(st.booleans())
     config = LlamaConfig(
@@ -91,7 +96,7 @@ def models(draw: st.DrawFn) -> RandomModel:
         qk_norm=qk_norm,
         hidden_size=draw(st.integers(3, 40)),
         intermediate_size=draw(st.integers(1, 60)),
-        num_hidden_layers=draw(st.integers(2, 4)),
+        num_hidden_layers=2 if interpreted else draw(st.integers(2, 4)),
         num_attention_heads=kv_heads * draw(st.integers(1, 4)),
         num_key_value_heads=kv_heads,
         head_dim=2 * draw(st.integers(4, 64)),
@@ -108,7 +113,7 @@ def models(draw: st.DrawFn) -> RandomModel:
         dtype=draw(st.sampled_from(["fp32", "fp32", "bf16"])),
         kv_dtype=draw(st.sampled_from(["fp32", "fp32", "fp16", "bf16", "int8"])),
         block_size=draw(st.integers(1, 20)),
-        impl=draw(st.sampled_from(["cpu", "reference"])),
+        impl=impl,
     )
 
 

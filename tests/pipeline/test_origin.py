@@ -15,6 +15,7 @@ from kernels.errors import InvalidInputError, UnsupportedError
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.modes import LlamaPipelineMode, StageBridge, Transport
 from pipeline.placement import Placement
+from tests.devices import DEVICE
 from tests.pipeline.building import load_stage, parity_config, parity_pipeline, parity_stages
 
 Pair = tuple[LlamaPipeline, LlamaPipeline]
@@ -26,13 +27,15 @@ def assert_logits_close(label: str, expected: torch.Tensor, actual: torch.Tensor
     assert worst < 1e-5, f"{label} logits diverged: max_diff={worst}"
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def impl(request: pytest.FixtureRequest) -> str:
-    return request.param
+KV_DTYPES = ("fp16", "int8", "bf16", "fp32")
+# Interpreted kernels take their time: the layout with most to it.
+COMBINATIONS = [(impl, kv) for impl in ("cpu", "reference") for kv in KV_DTYPES]
+COMBINATIONS += [("triton", kv) for kv in (KV_DTYPES if DEVICE == "cuda" else ("int8",))]
 
 
-@pytest.fixture(params=["fp16", "int8", "bf16", "fp32"])
-def kv_dtype(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=COMBINATIONS, ids="-".join)
+def kernels(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """(impl, kv_dtype)."""
     return request.param
 
 
@@ -42,9 +45,11 @@ def mode() -> LlamaPipelineMode | None:
 
 
 @pytest.fixture
-def models(impl: str, kv_dtype: str, mode: LlamaPipelineMode | None) -> Iterator[Pair]:
+def models(kernels: tuple[str, str], mode: LlamaPipelineMode | None) -> Iterator[Pair]:
     """(full, pipeline)."""
-    options = {"impl": impl, "kv_dtype": kv_dtype}
+    impl, kv_dtype = kernels
+    device = DEVICE if impl == "triton" else "cpu"
+    options = {"impl": impl, "kv_dtype": kv_dtype, "device": device}
     with (
         parity_pipeline([3], **options) as full,
         parity_pipeline([1, 2], mode=mode, **options) as pipeline,
@@ -191,6 +196,7 @@ def test_pipeline_incremental_prefill_matches_full_model_position_offset(models:
     assert_logits_close("incremental prefill", expected, actual)
 
 
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_pipeline_rejects_device_ordinals_without_backend_scope_support(impl: str) -> None:
     stages = parity_stages([1, 1], impl=impl)
     placement = Placement.from_splits(2, [1, 1], ordinals=[0, 1])

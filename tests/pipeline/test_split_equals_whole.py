@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.modes import LlamaPipelineMode
 from pipeline.schedule import Plan, plan_decode
+from tests.devices import DEVICE
 from tests.pipeline.random_model import RandomModel, models, splits_of
 
 ROWS = st.integers(16, 40) | st.integers(1, 40)
@@ -34,11 +35,10 @@ def in_pieces(whole: LlamaPipeline, rows: list[tuple[str, int, int]], plan: Plan
     return torch.cat([whole.decode_batch(part, full_logits=True) for part in parts])
 
 
-@settings(
-    max_examples=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=SLOW)
 @given(
     data=st.data(),
     model=models(),
@@ -50,15 +50,46 @@ def in_pieces(whole: LlamaPipeline, rows: list[tuple[str, int, int]], plan: Plan
 def test_split_equals_whole(
     data: st.DataObject, model: RandomModel, mode: str, rows: int, longest: int, seed: int
 ) -> None:
+    splits = data.draw(splits_of(model.config.num_hidden_layers), label="splits")
+    check_split(model, splits, mode, rows, longest, seed)
+
+
+@settings(max_examples=50 if DEVICE == "cuda" else 4, deadline=None, suppress_health_check=SLOW)
+@given(
+    data=st.data(),
+    model=models(impls=["triton"]),
+    mode=st.sampled_from(["overlapped", "overlapped", "batch"]),
+    rows=st.integers(16, 17) | st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_split_equals_whole_in_triton(
+    data: st.DataObject, model: RandomModel, mode: str, rows: int, seed: int
+) -> None:
+    splits = data.draw(splits_of(model.config.num_hidden_layers), label="splits")
+    check_split(model, splits, mode, rows, longest=7, seed=seed, prompts=2)
+
+
+def check_split(
+    model: RandomModel,
+    splits: list[int],
+    mode: str,
+    rows: int,
+    longest: int,
+    seed: int,
+    prompts: int = 100,
+) -> None:
+    """Prompts in pieces, two decode steps of logits and one of tokens, against the whole model.
+
+    The first `prompts` rows have a prompt, the others begin with the first step.
+    """
     layers = model.config.num_hidden_layers
-    splits = data.draw(splits_of(layers), label="splits")
     plan = plan_decode(LlamaPipelineMode(mode), len(splits), rows)
     event(f"{mode}, {len(splits)} stages, {'cut' if plan.overlapped else 'whole'}")
-    lengths = [1 + (seed + 7 * row) % longest for row in range(rows)]
+    lengths = [1 + (seed + 7 * row) % longest if row < prompts else 0 for row in range(rows)]
     with model.pipeline(splits, mode) as split, model.pipeline([layers]) as whole:
         for row, length in enumerate(lengths):
             tokens = prompt(model, row, length)
-            middle = seed % length if row < 3 else 0
+            middle = seed % length if row < 3 and length else 0
             for part in filter(None, (tokens[:middle], tokens[middle:])):
                 expected = whole.prefill(f"s{row}", part)
                 assert torch.equal(split.prefill(f"s{row}", part), expected)

@@ -20,6 +20,7 @@ from model.config import LlamaConfig
 from pipeline.errors import StageError
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.schedule import plan_decode
+from tests.devices import DEVICE
 from tests.pipeline.fake_stage import Fault
 from tests.pipeline.random_model import RandomModel
 
@@ -41,6 +42,8 @@ CONFIG = LlamaConfig(
 class PipelineMachine(RuleBasedStateMachine):
     """A split pipeline, a whole one that never fails, and the lengths that both should have."""
 
+    impl = "cpu"
+
     def __init__(self) -> None:
         super().__init__()
         self.lengths: dict[str, int] = {}
@@ -58,7 +61,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def build(
         self, splits: list[int], mode: str, kv_dtype: str, dtype: str, block_size: int
     ) -> None:
-        model = RandomModel(CONFIG, 3, dtype, kv_dtype, block_size, "cpu")
+        model = RandomModel(CONFIG, 3, dtype, kv_dtype, block_size, self.impl)
         self.split = model.pipeline(splits, mode, kv_tokens=KV_TOKENS)
         self.whole = model.pipeline([LAYERS], kv_tokens=KV_TOKENS)
         self.block_size = block_size
@@ -246,10 +249,23 @@ class failing:
         delattr(self.stage, self.operation)
 
 
+class TritonMachine(PipelineMachine):
+    """The same with Triton's kernels; few steps where they are interpreted."""
+
+    impl = "triton"
+
+
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
 TestPipelineMachine = PipelineMachine.TestCase
 TestPipelineMachine.settings = settings(
-    max_examples=50,
-    stateful_step_count=25,
+    max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=SLOW
+)
+
+TestTritonMachine = TritonMachine.TestCase
+TestTritonMachine.settings = settings(
+    max_examples=50 if DEVICE == "cuda" else 4,
+    stateful_step_count=25 if DEVICE == "cuda" else 8,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=SLOW,
 )
