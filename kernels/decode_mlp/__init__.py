@@ -55,9 +55,9 @@ def _read(source: Source) -> Tensor:
 def decode_mlp(x: Tensor, norm_weight: Tensor, eps: float, mlp: PackedMLP, *, impl: str) -> Tensor:
     """x [B, H] float32 -> x + down(silu(gate) * up), gate and up of rms_norm(x): float32, new.
 
-    norm_weight [H]. Between the operations values are rounded to the weights' dtype. "cpu" and
-    "reference" take any B. Raises `InvalidInputError` for shapes, dtypes or an `impl` that do not
-    fit the packed weights.
+    norm_weight [H]. Between the operations values are rounded to the weights' dtype. Any B works;
+    "triton" hands more than 64 rows to the library's GEMM. Raises `InvalidInputError` for shapes,
+    dtypes or an `impl` that do not fit the packed weights.
     """
     op, hidden = "decode_mlp", mlp.hidden_size
     if x.dim() != 2 or x.shape[1] != hidden or x.dtype not in (torch.float32, torch.float64):

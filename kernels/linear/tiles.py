@@ -43,9 +43,8 @@ def default_config(key: Key, target: Target, *, split: bool) -> Config:
     n, k, dtype = key
     if target.arch == "interpreter":
         # Two parts, for the sake of testing them; few programs and loops, as each costs much.
-        block_n, block_k = (256, 32) if dtype == "float32" else (128, 128)
-        splits = 2 if split and k > block_k else 1
-        constants = {"BLOCK_N": block_n, "BLOCK_K": block_k}
+        splits = 2 if split and k > 128 else 1
+        constants = {"BLOCK_N": 128, "BLOCK_K": 128}
         return Config(constants | ({"SPLIT_K": splits} if split else {}), 1, 1)
     if dtype == "float32":
         config = Config({"BLOCK_N": 32, "BLOCK_K": 32}, 4, 4)
