@@ -122,9 +122,9 @@ def _aot() -> list[Case]:
         heads = (model.heads, model.kv_heads, model.head_dim)
         pairs = [("bf16", "bf16"), ("int8", "bf16")]
         if model is LLAMA_8B:
-            pairs += [("fp16", "bf16"), ("fp16", "fp16"), ("int8", "fp16")]
+            pairs += [("fp16", "bf16"), ("fp16", "fp16"), ("int8", "fp16"), ("fp32", "bf16")]
         if model is LLAMA_1B:
-            pairs += [("fp16", "bf16"), ("fp32", "fp32"), ("int8", "fp32")]
+            pairs += [("fp16", "bf16"), ("fp32", "fp32"), ("int8", "fp32"), ("bf16", "fp16")]
         if model is not QWEN3_8B:  # to attention, Llama-3.1-8B
             cases += [
                 _case(kind, rows, heads, 16, kv, q, window=model.window, told=True)
@@ -135,6 +135,8 @@ def _aot() -> list[Case]:
     cases += [
         _case("decode-B16", decode * 16, heads, 16, "bf16", "bf16", told=True),
         _case("decode-B64", decode * 64, heads, 16, "int8", "bf16", told=True),
+        _case("decode", decode, heads, 1, "bf16", "bf16", told=True),
+        _case("decode", decode, heads, 256, "int8", "bf16", told=True),
         _case("mixed", decode * 3 + prefill, heads, 16, "bf16", "bf16"),
         _case("decode", decode, heads, 16, "bf16", "bf16", softcap=30.0, told=True),
         _case("prefill", prefill, heads, 16, "bf16", "bf16", softcap=30.0, told=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import re
 import subprocess
@@ -13,12 +12,14 @@ from typing import Any
 
 import torch
 
+from kernels.processes import usable_cores
+
 
 def environment(device: str) -> dict[str, Any]:
     """Everything about where a run on `device` ("cpu" or "cuda") took place."""
     return {
         "device": device_name(device),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": package_version("triton"),

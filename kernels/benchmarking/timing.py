@@ -77,6 +77,7 @@ def _on_cpu(call: Call, seconds: float) -> Timing:
 def _on_gpu(call: Call, seconds: float) -> Timing:
     stream = torch.cuda.Stream()
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()  # the inputs come from another stream
     with torch.cuda.stream(stream), workspace.held():
         for _ in range(3):
             call()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from kernels.own import is_own
-from kernels.processes import Crew
+from kernels.processes import Crew, usable_cores
 from kernels.registry import get_op
 
 
@@ -67,11 +66,11 @@ def check_jobs(
 def run_checks(jobs: Sequence[CheckJob], processes: int | None = None) -> Iterator[list[Checked]]:
     """The outputs of each job, in the order in which jobs end.
 
-    On a CPU kernels run in Triton's interpreter, in as many processes as there are cores (at most
-    four) unless told otherwise, of a thread each; on a GPU compiled, in one.
+    On a CPU kernels run in Triton's interpreter, on a GPU compiled; unless told otherwise, in as
+    many processes as there are cores, but at most four.
     """
     on_cpu = all(job.device == "cpu" for job in jobs)
-    count = processes or (min(4, len(os.sched_getaffinity(0))) if on_cpu else 1)
+    count = processes or min(4, usable_cores())
     environment = {"TRITON_INTERPRET": "1" if on_cpu else None}
     if on_cpu:
         environment["OMP_NUM_THREADS"] = "1"

@@ -38,6 +38,8 @@ def test_cases(op: Op) -> None:
     names = [case.name for case in op.cases]
     assert len(set(names)) == len(names)
     assert any(case.bench for case in op.cases)
+    compiled = [case.name for case in op.aot]
+    assert len(set(compiled)) == len(compiled) > 0
     for case in op.cases:
         assert op.flops(case) > 0
         assert op.bytes_moved(case) > 0

@@ -9,6 +9,8 @@ import pytest
 
 from tests.pipeline.cli.running import document, invoke
 
+CHECK = ("check", "--device", "cpu")
+
 OWN = """
 import torch
 
@@ -39,8 +41,8 @@ def own(tmp_path: Path) -> str:
 
 
 def test_every_implementation_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET")
-    found = document(invoke("check", "rms_norm", "--json", "--case", "H97"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = document(invoke(*CHECK, "rms_norm", "--json", "--case", "H97"))
     assert found["ok"]
     assert {row["impl"] for row in found["cases"]} == {"triton", "cpu", "reference"}
     assert {row["output"] for row in found["cases"]} == {"y", "s"}
@@ -53,7 +55,7 @@ def test_every_implementation_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_own_kernels_are_measured_like_ours(own: str) -> None:
     names = [f"{own}:{name}" for name in ("rms_norm", "inexact", "broken")]
     chosen = [part for name in names for part in ("--impl", name)]
-    result = invoke("check", "rms_norm", "--case", "T1-H64-fp32", "--json", *chosen)
+    result = invoke(*CHECK, "rms_norm", "--case", "T1-H64-fp32", "--json", *chosen)
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     good, inexact, broken = found["cases"]
@@ -63,7 +65,7 @@ def test_own_kernels_are_measured_like_ours(own: str) -> None:
 
 
 def test_table(own: str) -> None:
-    result = invoke("check", "rms_norm", "--case", "T1-H64", "--impl", f"{own}:inexact")
+    result = invoke(*CHECK, "rms_norm", "--case", "T1-H64", "--impl", f"{own}:inexact")
     assert result.exit_code == 1
     assert "3 of 3 checks red: rms_norm" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -71,8 +73,8 @@ def test_table(own: str) -> None:
 
 def test_own_kernels_get_the_weights_they_ask_for(own: str) -> None:
     options = ("--case", "B1-H64-V1000-bf16", "--impl", f"{own}:logits")
-    assert document(invoke("check", "logits", *options, "--like", "cpu", "--json"))["ok"]
-    result = invoke("check", "logits", *options)
+    assert document(invoke(*CHECK, "logits", *options, "--like", "cpu", "--json"))["ok"]
+    result = invoke(*CHECK, "logits", *options)
     assert result.exit_code == 1
     assert "AssertionError: reference" in " ".join(result.stdout.split())
 
