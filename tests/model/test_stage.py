@@ -17,6 +17,7 @@ from kernels.errors import (
 from model.config import LlamaConfig
 from model.parity_weights import ParityWeights
 from model.stage import DecodeRow, LlamaStage, StageSpec
+from tests.devices import DEVICE, IMPLS
 
 CONFIG = LlamaConfig.from_dict(
     {
@@ -73,16 +74,17 @@ def test_the_final_norm_belongs_to_the_head() -> None:
     assert "model.embed_tokens.weight" not in source.read
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_tied_embeddings_are_shared_where_both_ends_live_together(impl: str) -> None:
-    tied, untied = load(source=Recorded(CONFIG, tied=True), impl=impl), load(impl=impl)
+    options = {"impl": impl, "device": DEVICE}
+    tied, untied = load(source=Recorded(CONFIG, tied=True), **options), load(**options)
     assert tied.weights.embed.table is tied.weights.head
     table_bytes = CONFIG.vocab_size * CONFIG.hidden_size * 4
     assert untied.weight_bytes - tied.weight_bytes >= 0.9 * table_bytes
     assert tied.weights.head.rows_shared
-    ids = torch.arange(CONFIG.vocab_size)
+    ids = torch.arange(CONFIG.vocab_size, device=DEVICE)
     expected = ParityWeights(CONFIG).tensor("model.embed_tokens.weight")
-    assert torch.equal(tied.weights.embed(ids), expected)
+    assert torch.equal(tied.weights.embed(ids).cpu(), expected)
 
 
 @pytest.mark.parametrize(
@@ -186,13 +188,14 @@ def test_a_kernel_that_fails_leaves_the_cache_as_it_was(monkeypatch: pytest.Monk
     stage.decode_tokens([("a", 1, 3)])
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kv_dtype", ["fp32", "fp16", "bf16", "int8"])
 def test_decode_equals_prefill_of_the_same_tokens(impl: str, kv_dtype: str) -> None:
     tokens = [5, 9, 2, 30, 11, 7, 1, 0, 22]
-    whole = load(impl=impl, kv_dtype=kv_dtype, block_size=4)
+    options = {"impl": impl, "kv_dtype": kv_dtype, "block_size": 4, "device": DEVICE}
+    whole = load(**options)
     expected = whole.logits(whole.prefill_tokens("a", tokens))
-    stepped = load(impl=impl, kv_dtype=kv_dtype, block_size=4)
+    stepped = load(**options)
     hidden = [stepped.prefill_tokens("a", tokens[:4])]
     for pos in range(4, len(tokens)):
         hidden.append(stepped.decode_tokens([DecodeRow("a", tokens[pos], pos)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from kernels.errors import UnsupportedError
 from model.config import LlamaConfig
 from model.paged_batch import Packing
 from model.parity_weights import ParityWeights
+from model.rope_scaling import RopeScaling
 from model.stage import DecodeRow, LlamaStage, StageSpec
 from model.step_graph import BUCKETS, CudaCapture, StepGraphs
 from tests.devices import DEVICE
@@ -36,6 +38,12 @@ CONFIG = LlamaConfig.from_dict(
         "use_sliding_window": True,
         "max_window_layers": 1,
     }
+)
+# Its angles depend on the length, past 8 tokens.
+DYNAMIC = replace(
+    CONFIG,
+    max_position_embeddings=8,
+    rope_scaling=RopeScaling("dynamic", factor=4.0),
 )
 PROMPTS = {"a": [1, 2, 3], "b": [4], "c": [5, 6, 7, 8, 9, 10, 11, 12]}
 # Sizes go up and down within buckets and across them, and lengths across blocks of 4.
@@ -59,12 +67,12 @@ class Rerun:
         return result, replay
 
 
-def load(kv_dtype: str = "int8", **options: Any) -> list[LlamaStage]:
+def load(kv_dtype: str = "int8", config: LlamaConfig = CONFIG, **options: Any) -> list[LlamaStage]:
     """Two stages, so that a step begins with tokens or with hidden states."""
     specs = StageSpec(range(1), embed=True, head=False), StageSpec(range(1, 2), False, True)
     return [
         LlamaStage.load(
-            ParityWeights(CONFIG),
+            ParityWeights(config),
             spec,
             impl="triton",
             device=DEVICE,
@@ -105,9 +113,12 @@ def pools(stages: list[LlamaStage]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "fp32"])
-def test_captured_steps_give_the_bits_of_steps_that_are_not(kv_dtype: str) -> None:
-    eager, captured, capture = load(kv_dtype, cuda_graphs=False), load(kv_dtype), Rerun()
+@pytest.mark.parametrize(("kv_dtype", "config"), [("int8", CONFIG), ("fp32", DYNAMIC)])
+def test_captured_steps_give_the_bits_of_steps_that_are_not(
+    kv_dtype: str, config: LlamaConfig
+) -> None:
+    eager = load(kv_dtype, config, cuda_graphs=False)
+    captured, capture = load(kv_dtype, config), Rerun()
     if DEVICE == "cpu":
         capturing(captured, capture)
     expected, actual = run(eager), run(captured)
