@@ -1,7 +1,7 @@
 """Ten minutes on a GPU: check, time, tune, time again and test, for whoever has one to lend.
 
-Works offline and installs nothing: torch, Triton, numpy and einops are enough, and tests run where
-pytest is there. Each part runs in processes of its own, for a share of the time,
+Works offline and installs nothing: torch, Triton, numpy and einops are enough for most, and
+tests run where pytest is there. Each part runs in processes of its own, for a share of the time,
 and writes what it has as it goes, so that none takes another's results with it. Everything ends up
 in `tests/bench/results/gpu-<device>.json`; tuned configurations also in the store of this machine
 (see `kernels.tuning`). `--device cpu` is a rehearsal on a few small cases.
@@ -32,8 +32,9 @@ SHARES = {
     "check": 0.22,
     "bench": 0.2,
     "tune": 0.2,
-    "bench_tuned": 0.15,
-    "tests": 0.15,
+    "bench_tuned": 0.12,
+    "step": 0.13,
+    "tests": 0.05,  # and what the others left over
 }
 
 Write = Callable[[dict[str, Any]], None]
@@ -123,6 +124,19 @@ def _importance(op: str) -> int:
     return order.index(op) if op in order else len(order)
 
 
+def step(device: str, seconds: float, write: Write) -> None:
+    """A whole decode step of Llama-3.1-8B's shape, weights random."""
+    from tests.bench.step import measure
+
+    if device == "cpu":
+        write({"results": [measure("tiny", device, 1, 16, 8)]})
+        return
+    rows: list[dict[str, Any]] = []
+    for batch in (1, 16):
+        rows.append(measure("llama-3.1-8b", "cuda:0", batch, 512, 64))
+        write({"results": rows})
+
+
 def tests(device: str, seconds: float, write: Write) -> None:
     """`pytest --device` on the three packages, compiled; files that need what is missing are errors
     of their own."""
@@ -157,6 +171,7 @@ PARTS: dict[str, Callable[[str, float, Write], None]] = {
     "bench": bench,
     "tune": tune,
     "bench_tuned": bench,
+    "step": step,
     "tests": tests,
 }
 

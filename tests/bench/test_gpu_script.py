@@ -26,13 +26,14 @@ def rehearse(out: Path, *arguments: str, **environment: str) -> tuple[int, dict[
 
 
 def test_rehearsal(tmp_path: Path) -> None:
-    code, parts = rehearse(tmp_path, "--only", "look,check,bench,tune", "--minutes", "4")
+    code, parts = rehearse(tmp_path, "--only", "look,check,bench,tune,step", "--minutes", "4")
     assert code == 0
     assert {part["status"] for part in parts.values()} == {"done"}
     assert parts["look"]["environment"]["torch"]
     assert parts["check"]["ok"]
     assert {row["impl"] for row in parts["bench"]["results"]} == {"cpu", "reference", "torch"}
     assert parts["tune"]["skipped"] == "needs a CUDA GPU"
+    assert parts["step"]["results"][0]["tokens_per_s"] > 0
 
 
 def test_a_part_that_takes_too_long_leaves_the_others(tmp_path: Path) -> None:
