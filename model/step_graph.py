@@ -45,6 +45,11 @@ class StepGraphs:
         self._device = device
         self._graphs: dict[tuple[int, torch.dtype], StepGraph] = {}
 
+    @property
+    def captured(self) -> list[int]:
+        """Buckets that have a graph."""
+        return sorted({rows for rows, _ in self._graphs})
+
     def takes(self, rows: int) -> bool:
         """Whether there is a bucket for so many rows."""
         return rows <= BUCKETS[-1]
