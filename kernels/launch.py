@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import workspace
+from kernels import interpreter, workspace
 from kernels.errors import UnsupportedError
 from kernels.primitives import INTERPRETED
 
@@ -41,6 +41,8 @@ _recorders = _Recorders()
 # Triton's interpreter patches its language and keeps the running program's index for the whole
 # process: one kernel at a time.
 _interpreter = threading.Lock()
+if INTERPRETED.value:
+    interpreter.mend()
 
 
 @contextmanager
