@@ -40,7 +40,7 @@ def _decode_default(key: Key, target: Target) -> Config:
     if target.arch == "interpreter":
         return _decode(rows, 32, 64, 2, 4, 1)
     if compute == "fp32":  # no tensor cores: every product is a register's
-        return _decode(rows, 16, 512, 2, 8, 2 if kv == "fp32" else 1)
+        return _decode(rows, 16, 512, 2, *((4, 2) if kv == "fp32" else (8, 1)))
     # Five stages keep two tiles of K and V under way, as the block table's look-up takes two.
     return _decode(rows, 32 if head_block(dim) > 128 else 64, 512, 3, 4, 5)
 
@@ -72,7 +72,7 @@ def _decode(block_m: int, block_n: int, split: int, waves: int, warps: int, stag
 
 
 def _prefill_default(key: Key, target: Target) -> Config:
-    kv, compute, dim, group, span = key
+    kv, compute, dim, group, _ = key
     least = triton.next_power_of_2(group)
     if target.arch == "interpreter":
         return _prefill(max(64, least), 64, 4, 1)
@@ -84,9 +84,8 @@ def _prefill_default(key: Key, target: Target) -> Config:
         return _prefill(max(64 if small else 128, least), block_n, 8, 2)
     if head_block(dim) > 128:
         return _prefill(max(64, least), 32, 8, 2)
-    # Dequantising and a window's third loop take registers.
-    block_n = 32 if kv == "int8" else 64 if span == "window" else 128
-    return _prefill(max(128, least), block_n, 8, 3)
+    # Dequantising takes registers. 128 tokens fit too, but for windows and large batches.
+    return _prefill(max(128, least), 32 if kv == "int8" else 64, 8, 3)
 
 
 def _prefill_space(key: Key, target: Target) -> list[Config]:
