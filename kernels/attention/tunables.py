@@ -40,7 +40,8 @@ def _decode_default(key: Key, target: Target) -> Config:
     if target.arch == "interpreter":
         return _decode(rows, 32, 64, 2, 4, 1)
     if compute == "fp32":  # no tensor cores: every product is a register's
-        return _decode(rows, 16, 512, 2, *((4, 2) if kv == "fp32" else (8, 1)))
+        warps = 4 if kv == "fp32" and target.arch != "sm_80" else 8
+        return _decode(rows, 16, 512, 2, warps, 2 if kv == "fp32" else 1)
     # Five stages keep two tiles of K and V under way, as the block table's look-up takes two.
     return _decode(rows, 32 if head_block(dim) > 128 else 64, 512, 3, 4, 5)
 
