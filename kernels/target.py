@@ -29,6 +29,12 @@ class Target:
         return 64 if self.arch.startswith("gfx") else 32
 
     @property
+    def mma_sync(self) -> bool:
+        """Whether matrix instructions take their operands from registers (before sm_90, and on
+        consumer parts after it)."""
+        return self.arch.startswith("sm_") and self.shared_bytes < 200 * 1024
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory that one program can have."""
         return 1024 * _SHARED_KB.get(self.arch, 64 if self.arch.startswith("gfx") else 99)

@@ -56,7 +56,9 @@ def load_queries(
     q = tl.load(q_ptr + offset[:, None] + d[None, :], mask=mask, other=0.0)
     if tl.float16 == COMPUTE and q.dtype == tl.bfloat16:
         # bfloat16 goes further than float16: saturate, as an infinity would end in NaN.
-        q = tl.minimum(tl.maximum(q.to(tl.float32), -65504.0), 65504.0)
+        ALL: tl.constexpr = tl.PropagateNan.ALL
+        q = tl.maximum(q.to(tl.float32), -65504.0, propagate_nan=ALL)
+        q = tl.minimum(q, 65504.0, propagate_nan=ALL)
     return q.to(COMPUTE)
 
 

@@ -24,7 +24,14 @@ from kernels.attention.device import (
     normalized,
     store_output,
 )
-from kernels.attention.tunables import DECODE, MAX_SPLITS, PREFILL, head_block
+from kernels.attention.tunables import (
+    DECODE,
+    MAX_SPLITS,
+    PREFILL,
+    compute_dtype,
+    head_block,
+    key_of,
+)
 from kernels.launch import launch
 from kernels.layout import KVPool
 from kernels.primitives import LOG2E
@@ -62,7 +69,6 @@ def _attention_decode_kernel(
     BATCH: tl.constexpr,  # power of two
     QUERIES: tl.constexpr,  # most queries of a sequence that is served here
     MAX_SPLITS: tl.constexpr,
-    REDUCE: tl.constexpr,  # splits summed at a time
     COMPUTE: tl.constexpr,
     QUANTIZED: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -76,6 +82,7 @@ def _attention_decode_kernel(
 ):
     """A fixed number of programs walks the list of (sequence, split, kv head)."""
     G: tl.constexpr = HQ // HKV
+    BLOCK_G: tl.constexpr = triton.next_power_of_2(G)
     ROWS: tl.constexpr = QUERIES * G
     counts, lengths = counts_and_lengths(query_start_ptr, kv_len_ptr, batch, BATCH)
     seen = tl.maximum(lengths - first_visible(lengths, counts, window, WINDOWED), 0)
@@ -149,42 +156,43 @@ def _attention_decode_kernel(
             tl.debug_barrier()
             arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
             if arrived == split_count - 1:
-                value = _reduced(
-                    part_ptr + first * ROWS * D,
-                    stat_ptr + first * 2 * ROWS,
-                    split_count,
-                    count * G,
-                    ROWS,
-                    D,
-                    BLOCK_D,
-                    REDUCE,
-                )
-                BLOCK_R: tl.constexpr = triton.next_power_of_2(ROWS)
-                store_output(out_ptr, value, start, count, head, HQ, G, D, BLOCK_R, BLOCK_D)
+                # A query at a time: the order of its sums must not depend on how many more there
+                # could be.
+                for query in tl.range(0, count):
+                    value = _reduced(
+                        part_ptr + (first * ROWS + query * G) * D,
+                        stat_ptr + first * 2 * ROWS + query * G,
+                        split_count,
+                        ROWS,
+                        G,
+                        D,
+                        BLOCK_D,
+                    )
+                    store_output(out_ptr, value, start + query, 1, head, HQ, G, D, BLOCK_G, BLOCK_D)
                 tl.store(counter_ptr + pair, 0)
 
 
 @triton.jit
 def _reduced(
-    part_ptr,  # float32 [split_count, ROWS, D]
+    part_ptr,  # float32 [split_count, ROWS, D]; a query's rows are the first G
     stat_ptr,  # float32 [split_count, 2, ROWS]
     split_count,
-    rows,
     ROWS: tl.constexpr,
+    G: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    REDUCE: tl.constexpr,
 ):
-    """The rows' outputs [BLOCK_R, BLOCK_D] from all splits' parts, in the order of the splits."""
-    BLOCK_R: tl.constexpr = triton.next_power_of_2(ROWS)
-    row, d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
-    inside = row < rows
-    acc = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
-    m = tl.full([BLOCK_R], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_R], dtype=tl.float32)
-    for begin in tl.range(0, split_count, REDUCE):
-        split = begin + tl.arange(0, REDUCE)
-        here = (split < split_count)[:, None] & inside[None, :]
+    """A query's outputs [BLOCK_G, BLOCK_D] from all splits' parts, in the order of the splits."""
+    BLOCK_G: tl.constexpr = triton.next_power_of_2(G)
+    # Splits at a time: many loads under way, but not more than registers hold.
+    AT_ONCE: tl.constexpr = max(1, min(16, 8192 // (BLOCK_G * BLOCK_D)))
+    row, d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
+    acc = tl.zeros([BLOCK_G, BLOCK_D], dtype=tl.float32)
+    m = tl.full([BLOCK_G], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_G], dtype=tl.float32)
+    for begin in tl.range(0, split_count, AT_ONCE):
+        split = begin + tl.arange(0, AT_ONCE)
+        here = (split < split_count)[:, None] & (row < G)[None, :]
         stat = stat_ptr + split[:, None] * 2 * ROWS + row[None, :]
         # Past the first-level cache, which does not see what other programs write.
         part_m = tl.load(stat, mask=here, other=float("-inf"), cache_modifier=".cg")
@@ -246,11 +254,11 @@ def _attention_prefill_kernel(
     counts, lengths = counts_and_lengths(query_start_ptr, kv_len_ptr, batch, BATCH)
     tiles = tl.where(counts > DECODED, tl.cdiv(counts, QUERIES), 0)
     tile_count = tl.sum(tiles, axis=0)
-    if tl.program_id(1) >= tile_count:
+    if tl.program_id(0) // HKV >= tile_count:
         return
     # The last tiles of a sequence see the most keys: they start first.
-    item = tile_count - 1 - tl.program_id(1)
-    head = tl.program_id(0)
+    item = tile_count - 1 - tl.program_id(0) // HKV
+    head = tl.program_id(0) % HKV
     index = tl.arange(0, BATCH)
     b = tl.sum((tl.cumsum(tiles, axis=0) <= item).to(tl.int32), axis=0)
     count = tl.sum(tl.where(index == b, counts, 0), axis=0)
@@ -317,8 +325,7 @@ def attention(
         return out
     layout = pool.layout
     group = q_heads // layout.num_kv_heads
-    compute = _compute_dtype(q.dtype, layout.torch_dtype)
-    key = (layout.dtype, _NAMES[compute], dim, group, "all" if window is None else "window")
+    key = key_of(layout.dtype, q.dtype, dim, group, window)
     decode = DECODE.config(key, q.device)
     decoded = decode.constants["BLOCK_M"] // group
     scale = dim**-0.5 if scale is None else scale
@@ -347,8 +354,8 @@ def attention(
             "HKV": layout.num_kv_heads,
             "D": dim,
             "BLOCK_SIZE": layout.block_size,
-            "BATCH": triton.next_power_of_2(batch),
-            "COMPUTE": getattr(tl, str(compute).removeprefix("torch.")),
+            "BATCH": max(16, triton.next_power_of_2(batch)),  # few variants
+            "COMPUTE": getattr(tl, compute_dtype(layout.dtype, q.dtype)),
             "QUANTIZED": layout.quantized,
             "CAPPED": softcap is not None,
             "WINDOWED": window is not None,
@@ -360,7 +367,7 @@ def attention(
     )
     most = tokens if max_queries is None else min(max_queries, tokens)
     if batch > 1 or tokens <= decoded:
-        _launch_decode(work, decode, min(decoded, most))
+        _launch_decode(work, decode, 1 if most == 1 else decoded)
     if most > decoded:
         _launch_prefill(work, PREFILL.config(key, q.device), decoded)
     return out
@@ -404,7 +411,6 @@ def _launch_decode(work: _Work, config: Config, queries: int) -> None:
         **constants,
         QUERIES=queries,
         MAX_SPLITS=MAX_SPLITS,
-        REDUCE=_reduce(rows, constants["BLOCK_D"]),
         PTX=work.target.arch.startswith("sm_"),
         **meta,
     )
@@ -414,37 +420,17 @@ def _launch_prefill(work: _Work, config: Config, decoded: int) -> None:
     """Serve the sequences with more than `decoded` queries."""
     q, block_table, constants = work.tensors[0], work.tensors[7], work.constants
     queries = config.constants["BLOCK_M"] // (constants["HQ"] // constants["HKV"])
-    arch = work.target.arch
+    nvidia = work.target.arch.startswith("sm_")
     launch(
         _attention_prefill_kernel,
-        # Every sequence may end in a tile that is not full.
-        (constants["HKV"], triton.cdiv(q.shape[0], queries) + work.batch),
+        # Every sequence may end in a tile that is not full. One axis: others end at 65535.
+        (constants["HKV"] * (triton.cdiv(q.shape[0], queries) + work.batch),),
         *work.tensors,
         work.batch,
         block_table.stride(0),
         *work.numbers,
         **constants,
         DECODED=decoded,
-        PTX=arch.startswith("sm_") and arch != "sm_80",  # there it takes too many registers
+        PTX=nvidia and not work.target.mma_sync,  # there it takes too many registers
         **config.meta,
     )
-
-
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
-def _compute_dtype(q: torch.dtype, pool: torch.dtype) -> torch.dtype:
-    """What products are made in: loses nothing of q, K and V; codes of int8 are exact in float16.
-
-    bfloat16 queries become float16 exactly, but for what is below 6e-8 or above 65504.
-    """
-    if q == torch.float32 or pool == torch.float32:
-        return torch.float32
-    if pool == torch.bfloat16:
-        return torch.bfloat16 if q == torch.bfloat16 else torch.float32
-    return torch.float16
-
-
-def _reduce(rows: int, block_d: int) -> int:
-    """Splits to sum at a time: many loads in flight, but not more than registers hold."""
-    return max(1, min(16, 8192 // (triton.next_power_of_2(rows) * block_d)))

@@ -154,6 +154,20 @@ def test_more_programs_change_no_bits(kv_dtype: str, monkeypatch: pytest.MonkeyP
     assert torch.equal(attention(*args, impl="triton"), expected)
 
 
+@pytest.mark.parametrize("kv_dtype", ["fp32", "int8"])
+def test_a_row_of_many_splits_does_not_see_its_batch(kv_dtype: str) -> None:
+    q, pool, starts, lengths, table = call(
+        [1, 20, 1], [1200, 40, 90], kv_dtype=kv_dtype, heads=(4, 1, 128), dtype=torch.float32
+    )
+    expected = attention(
+        q[:1], pool, starts[:2], lengths[:1], table[:1], max_queries=1, impl="triton"
+    )
+    for batch in (1, 2, 3):
+        rows = int(starts[batch])
+        several = (q[:rows], pool, starts[: batch + 1], lengths[:batch], table[:batch])
+        assert torch.equal(attention(*several, impl="triton")[:1], expected)
+
+
 def test_sequences_may_be_many() -> None:
     lengths = [(7 * i) % 70 for i in range(37)]
     args = call([1] * 37, lengths, heads=(3, 1, 16))
@@ -206,9 +220,8 @@ def test_queries_beyond_float16_saturate() -> None:
 @pytest.mark.parametrize("kv", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("dim", [16, 64, 80, 128, 256])
 def test_configurations_are_few_and_hold_the_default(arch: str, kv: str, dim: int) -> None:
-    compute = {"fp32": "fp32", "bf16": "bf16"}.get(kv, "fp16")
     for tunable in (tunables.DECODE, tunables.PREFILL):
-        key = (kv, compute, dim, 4, "all")
+        key = tunables.key_of(kv, torch.bfloat16, dim, 4, None)
         space = tunable.space(key, for_arch(arch))
         assert tunable.default(key, for_arch(arch)) in space
         assert len(space) <= 48
