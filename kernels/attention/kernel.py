@@ -40,6 +40,25 @@ from kernels.tuning import Config
 from kernels.workspace import counters, workspace
 
 
+@triton.jit
+def _parts(
+    length,
+    count,
+    window,
+    WINDOWED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Tokens of a part, and how many parts a sequence has: 0 if it is not the decode kernel's."""
+    seen = tl.maximum(length - first_visible(length, count, window, WINDOWED), 0)
+    # Long rows have longer parts, not more of them.
+    size = SPLIT * tl.maximum(tl.cdiv(seen, SPLIT * MAX_SPLITS), 1)
+    # A row that sees nothing still has one part, which writes its zeros.
+    parts = tl.maximum(tl.cdiv(seen, size), 1)
+    return size, tl.where((count > 0) & (count <= QUERIES), parts, 0)
+
+
 @triton.jit(do_not_specialize=["batch", "table_stride", "max_splits", "window"])
 def _attention_decode_kernel(
     q_ptr,  # [T, HQ, D]
@@ -85,24 +104,19 @@ def _attention_decode_kernel(
     BLOCK_G: tl.constexpr = triton.next_power_of_2(G)
     ROWS: tl.constexpr = QUERIES * G
     counts, lengths = counts_and_lengths(query_start_ptr, kv_len_ptr, batch, BATCH)
-    seen = tl.maximum(lengths - first_visible(lengths, counts, window, WINDOWED), 0)
-    # Long rows have longer splits, not more of them.
-    sizes = SPLIT * tl.maximum(tl.cdiv(seen, SPLIT * MAX_SPLITS), 1)
-    served = (counts > 0) & (counts <= QUERIES)
-    # A row that sees nothing still has one split, which writes its zeros.
-    splits = tl.where(served, tl.maximum(tl.cdiv(seen, sizes), 1), 0)
+    _, splits = _parts(lengths, counts, window, WINDOWED, QUERIES, SPLIT, MAX_SPLITS)
     ends = tl.cumsum(splits, axis=0)
-    index = tl.arange(0, BATCH)
-    for work in tl.range(tl.program_id(0), tl.sum(splits, axis=0) * HKV, tl.num_programs(0)):
+    for work in tl.range(tl.program_id(0), tl.max(ends, axis=0) * HKV, tl.num_programs(0)):
         head = work % HKV
-        b = tl.sum((ends <= work // HKV).to(tl.int32), axis=0)
-        mine = index == b
-        count = tl.sum(tl.where(mine, counts, 0), axis=0)
-        length = tl.sum(tl.where(mine, lengths, 0), axis=0)
-        size = tl.sum(tl.where(mine, sizes, 0), axis=0)
-        split_count = tl.sum(tl.where(mine, splits, 0), axis=0)
-        split = work // HKV - tl.sum(tl.where(index < b, splits, 0), axis=0)
+        item = work // HKV
+        # Of the list only `ends` is kept; all else of the sequence is read again.
+        passed = ends <= item
+        b = tl.sum(passed.to(tl.int32), axis=0)
+        split = item - tl.max(tl.where(passed, ends, 0), axis=0)
         start = tl.load(query_start_ptr + b)
+        count = tl.load(query_start_ptr + b + 1) - start
+        length = tl.load(kv_len_ptr + b)
+        size, split_count = _parts(length, count, window, WINDOWED, QUERIES, SPLIT, MAX_SPLITS)
         begin = first_visible(length, count, window, WINDOWED) + split * size
         end = tl.minimum(begin + size, length)
 

@@ -98,7 +98,7 @@ def _prefill_default(key: Key, target: Target) -> Config:
     if target.mma_sync:  # accumulators and operands are all in registers
         if kv == "int8":
             return _prefill(max(64, least), 16 if wide else 32, 8, 5)
-        return _prefill(max(64 if wide else 128, least), 32 if wide else 64, 8, 5)
+        return _prefill(max(64 if wide else 128, least), 32, 8, 5)
     if wide:
         return _prefill(max(64, least), 32, 8, 5)
     # Fewer stages leave nothing under way, as the block table's look-up takes two. Dequantising

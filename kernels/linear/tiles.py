@@ -17,6 +17,7 @@ from kernels.tuning import Config, Key
 
 MOST_ROWS = 64  # more go to the library's GEMM, which is bound by arithmetic then
 _TYPICAL_ROWS = 16
+_MOST_TRIED = 40
 
 
 def key_of(n: int, k: int, dtype: torch.dtype) -> Key:
@@ -76,7 +77,7 @@ def config_space(key: Key, target: Target, *, split: bool) -> list[Config]:
         ):
             found.append(config)
     default = default_config(key, target, split=split)
-    return [default, *(config for config in found if config != default)]
+    return [default, *(config for config in found if config != default)][:_MOST_TRIED]
 
 
 def _candidates(dtype: str, split: bool) -> Iterator[Config]:
