@@ -55,9 +55,12 @@ def _read(source: Source) -> Tensor:
 def decode_mlp(x: Tensor, norm_weight: Tensor, eps: float, mlp: PackedMLP, *, impl: str) -> Tensor:
     """x [B, H] float32 -> x + down(silu(gate) * up), gate and up of rms_norm(x): float32, new.
 
-    norm_weight [H]. Between the operations values are rounded to the weights' dtype. Any B works;
-    "triton" hands more than 64 rows to the library's GEMM. Raises `InvalidInputError` for shapes,
-    dtypes or an `impl` that do not fit the packed weights.
+    norm_weight [H]. silu(gate) * up, and what down gives, are rounded to the weights' dtype. So are
+    the norm, gate and up before them, and silu(gate) of "cpu"; but "triton" keeps gate and up of up
+    to 64 rows in float32 until their product and, unless the weights are float16, rounds
+    x * norm_weight and divides by the root after the multiplication. Any B works; "triton" hands
+    more than 64 rows to the library's GEMM. Raises `InvalidInputError` for shapes, dtypes or an
+    `impl` that do not fit the packed weights.
     """
     op, hidden = "decode_mlp", mlp.hidden_size
     if x.dim() != 2 or x.shape[1] != hidden or x.dtype not in (torch.float32, torch.float64):

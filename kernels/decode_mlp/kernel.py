@@ -101,7 +101,8 @@ def _silu_mul_kernel(
 ):
     first = tl.program_id(0).to(tl.int64) * BLOCK
     o_pair = 2 * first + tl.arange(0, 2 * BLOCK)
-    pairs = tl.load(gate_up_ptr + o_pair, mask=o_pair < 2 * count, other=0.0).to(tl.float32)
+    m_pair = o_pair < 2 * tl.cast(count, tl.int64)  # twice an int32 may not be one
+    pairs = tl.load(gate_up_ptr + o_pair, mask=m_pair, other=0.0).to(tl.float32)
     gate, up = tl.split(tl.reshape(pairs, (BLOCK, 2)))
     o_i = first + tl.arange(0, BLOCK)
     activation = cast(silu(gate) * up, out_ptr.dtype.element_ty)

@@ -14,8 +14,9 @@ from torch import Tensor
 from kernels import get_op
 from kernels.case_inputs import Case
 from kernels.decode_mlp import PackedMLP, decode_mlp, pack
-from kernels.decode_mlp.kernel import GATE_UP
+from kernels.decode_mlp.kernel import GATE_UP, _silu_mul_kernel
 from kernels.errors import InvalidInputError, UnsupportedError
+from kernels.launch import launch
 from kernels.linear.tiles import key_of
 from kernels.target import target_of
 from kernels.tuning import Config, forced
@@ -103,6 +104,16 @@ def test_any_shape(b: int, h: int, i: int, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_more_rows_than_a_tile_holds(dtype: str) -> None:
     check(70, 96, 130, dtype)
+
+
+@pytest.mark.parametrize("count", [1, 1000, 2**30, 2**31 - 1])
+def test_products_of_many_rows_are_counted_in_64_bits(count: int) -> None:
+    gate_up, out = torch.randn(2 * 1024), torch.full((1024,), 77.0)
+    # Only the first of the programs, so that no more memory is needed.
+    launch(_silu_mul_kernel, (1,), gate_up, out, count, BLOCK=1024, num_warps=4)
+    gate, up = gate_up.view(-1, 2).unbind(1)
+    torch.testing.assert_close(out[:count], torch.nn.functional.silu(gate)[:count] * up[:count])
+    assert out[count:].eq(77).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values())
