@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import KVLayout, rope_append
 from kernels.quantization import dequantize, quantize
@@ -48,6 +49,35 @@ def test_codes_and_scales_equal_the_oracle(rows: list[tuple[float, ...]]) -> Non
     error = np.abs(dequantize(codes, scale, torch.float64).numpy() - x.astype(np.float64))
     bound = expected_scale.astype(np.float64) * (0.5 + 1e-5) + 127 * SMALLEST
     assert (error <= bound[:, None]).all()
+
+
+class Divisors(TorchDispatchMode):
+    """Notes what is divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.div, torch.ops.aten.div_):
+            self.seen.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("on_device")
+def test_divides_by_tensors_only() -> None:
+    with Divisors() as divisors:
+        quantize(torch.randn(3, 8))
+    assert len(divisors.seen) == 2
+    # By a number, or a tensor of none, CUDA multiplies by the inverse, and the scale is not IEEE's.
+    assert all(isinstance(seen, torch.Tensor) and seen.dim() > 0 for seen in divisors.seen)
+
+
+@pytest.mark.usefixtures("on_device")
+def test_scales_are_ieee_quotients() -> None:
+    x = torch.rand(1000, 1) + 0.5
+    expected = x.cpu().numpy()[:, 0] / np.float32(127)
+    np.testing.assert_array_equal(quantize(x)[1].cpu().numpy(), expected)
 
 
 def test_rounds_half_to_even_and_does_not_truncate() -> None:
