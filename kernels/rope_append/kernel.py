@@ -46,7 +46,7 @@ def _load_pairs(
 ):
     """Both elements of each pair, float32 [BLOCK_HEADS, HALF]; 0 where not `inside`."""
     GAP: tl.constexpr = 1 if STEP == 2 else HEAD_DIM // 2
-    at = x_ptr + heads[:, None] * head_stride + half[None, :] * STEP
+    at = x_ptr + (heads.to(tl.int64) * head_stride)[:, None] + half[None, :] * STEP
     a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(at + GAP, mask=inside, other=0.0).to(tl.float32)
     return a, b
@@ -83,6 +83,14 @@ def _rotated(a, b, cos_ptr, sin_ptr, half, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
+def _codes(x, divisor):
+    """x / divisor [BLOCK_HEADS, HALF] as int8 codes, still float32; NaN gives 0."""
+    x = tl.div_rn(x, divisor)
+    rounded = tl.minimum(tl.maximum(round_half_even(x), -127.0), 127.0)
+    return tl.where(x == x, rounded, 0.0)
+
+
+@triton.jit
 def _append(
     pool_ptr,
     scale_ptr,
@@ -100,10 +108,12 @@ def _append(
     """Write heads to a slot of the pool; see `kernels.quantization` for the rule of int8."""
     row = slot * kv_heads
     if QUANTIZED:
-        scale = tl.div_rn(tl.max(tl.maximum(tl.abs(a), tl.abs(b)), axis=1), 127.0)
+        # As integers, magnitudes keep their order and NaN comes last; a maximum of floats drops it.
+        bits_a, bits_b = tl.abs(a).to(tl.int32, bitcast=True), tl.abs(b).to(tl.int32, bitcast=True)
+        most = tl.max(tl.maximum(bits_a, bits_b), axis=1).to(tl.float32, bitcast=True)
+        scale = tl.div_rn(most, 127.0)
         divisor = tl.where(scale > 0, scale, 1.0)[:, None]
-        a = tl.minimum(tl.maximum(round_half_even(tl.div_rn(a, divisor)), -127.0), 127.0)
-        b = tl.minimum(tl.maximum(round_half_even(tl.div_rn(b, divisor)), -127.0), 127.0)
+        a, b = _codes(a, divisor), _codes(b, divisor)
         tl.store(scale_ptr + row + heads, scale, mask=heads < kv_heads)
     _store_pairs(pool_ptr + row * HEAD_DIM, a, b, heads, inside, half, HEAD_DIM, STEP)
 

@@ -175,6 +175,32 @@ def test_triton_equals_the_reference_bit_for_bit(data: st.DataObject) -> None:
         assert equal_bits(ours, theirs)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dim", [16, 80])
+def test_int8_of_heads_that_are_not_finite(impl: str, dim: int) -> None:
+    k, v = torch.randn(2, 6, 2, dim).unbind()
+    bad = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, torch.nan, -3.0])
+    k[range(6), 0, range(6)] = bad
+    v[range(6), 1, range(dim - 6, dim)] = bad
+    v[4, 1, 3] = torch.inf  # beside a NaN
+    pool = KVLayout("int8", 4, 2, dim).allocate(2, DEVICE)
+    table = torch.ones(6, dim // 2), torch.zeros(6, dim // 2)
+    rope_append.rope_append(torch.randn(6, 2, dim), k, v, *table, pool, torch.arange(6), impl=impl)
+    for x, codes, scales in ((k, pool.k, pool.k_scale), (v, pool.v, pool.v_scale)):
+        # 0 * inf: the pair of an infinity is NaN once it is rotated, and so is its scale.
+        a, b = x.chunk(2, dim=-1)
+        held = torch.cat([a - 0 * b, b + 0 * a], dim=-1) if x is k else x
+        assert scales is not None
+        scale = scales.flatten(0, 1)[:6]
+        expected = held.abs().amax(dim=-1) / torch.full((), 127.0)
+        torch.testing.assert_close(scale, expected, equal_nan=True)
+        assert scale[:, 0 if x is k else 1].isfinite().tolist() == [False] * 5 + [True]
+        assert scale[:, 1 if x is k else 0].isfinite().all()
+        divisor = torch.where(scale > 0, scale, 1.0).unsqueeze(-1)
+        rounded = (held / divisor).round().clamp(-127, 127).nan_to_num(0.0)
+        assert torch.equal(codes.flatten(0, 1)[:6], rounded.to(torch.int8))
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("kv_dtype", ["fp16", "int8"])
 def test_tokens_with_a_negative_slot_are_written_nowhere(kv_dtype: str) -> None:
