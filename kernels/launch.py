@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import interpreter, workspace
-from kernels.errors import UnsupportedError
+from kernels.errors import InvalidInputError, UnsupportedError
 from kernels.primitives import INTERPRETED
 
 
@@ -59,13 +59,14 @@ def recording() -> Iterator[list[Launch]]:
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     """Run `kernel` on `grid` programs, on the device of its first tensor.
 
-    Raises `UnsupportedError` for CPU tensors outside Triton's interpreter.
+    Raises `InvalidInputError` for tensors of several devices, `UnsupportedError` for CPU tensors
+    outside Triton's interpreter.
     """
+    device = _device_of(kernel, args)
     meta.setdefault("enable_fp_fusion", True)  # Triton's own default is about to change
     if _recorders.active:
         _recorders.active[-1].append(Launch(kernel, grid, args, meta))
         return
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
     if device.type != "cuda" and not INTERPRETED.value:
         raise UnsupportedError(
             f"Triton kernels take {device.type} tensors only in Triton's interpreter; "
@@ -79,6 +80,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     except BaseException:
         workspace.clear()  # counters may be left above zero
         raise
+
+
+def _device_of(kernel: Any, args: tuple[Any, ...]) -> torch.device:
+    devices = [arg.device for arg in args if isinstance(arg, Tensor)]
+    for device in devices:
+        if device != devices[0]:
+            name = Launch(kernel, (), (), {}).name
+            raise InvalidInputError(
+                f"kernel {name}: tensors are on {devices[0]} and {device}; expected one device"
+            )
+    return devices[0]
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

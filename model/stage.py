@@ -372,17 +372,18 @@ class LlamaStage:
 
     def _check_hidden(self, hidden: torch.Tensor, rows: int | None) -> None:
         expected = ("rows" if rows is None else rows, self.config.hidden_size)
+        device = self.cache.pools[0].k.device  # with the index that "cuda" alone leaves open
         if (
             hidden.ndim != 2
             or hidden.shape[1] != self.config.hidden_size
             or not hidden.shape[0]
             or (rows is not None and hidden.shape[0] != rows)
             or hidden.dtype != torch.float32
-            or hidden.device.type != self.device.type
+            or hidden.device != device
         ):
             raise InvalidInputError(
                 f"hidden is {list(hidden.shape)} {hidden.dtype} on {hidden.device}, expected "
-                f"[{expected[0]}, {expected[1]}] torch.float32 on {self.device}"
+                f"[{expected[0]}, {expected[1]}] torch.float32 on {device}"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -158,6 +159,22 @@ def test_bad_input_is_named_and_changes_nothing(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call(stage)
     assert state(stage) == before
+
+
+@pytest.mark.parametrize("place", ["meta", "cuda:0", "cuda:1"])
+def test_hidden_states_of_another_device_are_named(place: str) -> None:
+    stage = load()
+    # Stand-ins, as there may be no two GPUs; "cuda" alone was its second when the pools were made.
+    pool = SimpleNamespace(k=SimpleNamespace(device=torch.device("cuda:1")))
+    stage.cache.device, stage.cache.pools = torch.device("cuda"), [pool]
+    hidden = SimpleNamespace(
+        ndim=2, shape=torch.Size([2, 32]), dtype=torch.float32, device=torch.device(place)
+    )
+    if place == "cuda:1":
+        stage._check_hidden(hidden, 2)
+        return
+    with pytest.raises(InvalidInputError, match=rf"float32 on {place}, expected .* on cuda:1"):
+        stage._check_hidden(hidden, 2)
 
 
 def test_a_stage_without_an_end_says_so() -> None:
