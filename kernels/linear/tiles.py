@@ -17,6 +17,8 @@ from kernels.tuning import Config, Key
 
 MOST_ROWS = 64  # more go to the library's GEMM, which is bound by arithmetic then
 _TYPICAL_ROWS = 16
+# Architectures that multiply from registers: a pipeline has one buffer fewer than stages.
+_FROM_REGISTERS = ("sm_80", "sm_86", "sm_89")
 _MOST_TRIED = 40
 
 
@@ -35,7 +37,7 @@ def launch_options(
 ) -> dict[str, Any]:
     """num_warps and num_stages, with as many stages as fit beside the rows of x."""
     stage = _stage_bytes(config, padded_rows(rows), dtype.itemsize, x_dtype.itemsize)
-    most = max(1, _usable(target) // stage)
+    most = max(1, _usable(target) // stage + (target.arch in _FROM_REGISTERS))
     return {"num_warps": config.num_warps, "num_stages": min(config.num_stages, most)}
 
 
