@@ -2,7 +2,8 @@
 
 A `Tunable` names what may vary in a kernel. Measurements are kept per GPU: those in
 `kernels/tuned/<gpu>.json` come with the package, those of this machine lie in
-`$LAMELLA_CACHE` (default `~/.cache/lamella`) per GPU and Triton version, and win.
+`$LAMELLA_CACHE` (default `~/.cache/lamella`) per GPU and Triton version, and win. Entries of
+constants that a kernel no longer has are passed over.
 
 A key never holds the number of rows of a call: a configuration decides the order of sums, and a
 row's bits must not depend on how many others there are.
@@ -15,10 +16,12 @@ import json
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +69,7 @@ class Tunable:
         for keys in _state.recorders:
             keys.append((self, key))
         forced = _state.forced.get((self.name, key))
-        return forced if forced is not None else self._config(key, target_of(device))
-
-    def _config(self, key: Key, target: Target) -> Config:
-        tuned = _tuned(target).get(entry_name(self.name, key))
-        return self.default(key, target) if tuned is None else tuned
+        return forced if forced is not None else _chosen(self, key, target_of(device))
 
 
 class _State(threading.local):
@@ -111,7 +110,7 @@ def entry_name(name: str, key: Key) -> str:
 def keep(target: Target, entries: Mapping[str, Config], path: Path | None = None) -> Path:
     """Add tuned configurations to a store (default: this machine's); returns its path."""
     path = local_store(target) if path is None else path
-    known = _read(path.read_text()) if path.exists() else {}
+    known = _read(path) if path.exists() else {}
     merged = {**known, **entries}
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({name: merged[name].to_json() for name in sorted(merged)}, indent=1)
@@ -119,6 +118,7 @@ def keep(target: Target, entries: Mapping[str, Config], path: Path | None = None
     temporary.write_text(text + "\n")
     temporary.replace(path)
     _tuned.cache_clear()
+    _chosen.cache_clear()
     return path
 
 
@@ -136,15 +136,33 @@ def slug(target: Target) -> str:
 
 
 @functools.cache
+def _chosen(tunable: Tunable, key: Key, target: Target) -> Config:
+    default = tunable.default(key, target)
+    tuned = _tuned(target).get(entry_name(tunable.name, key))
+    if tuned is None or tuned.constants.keys() != default.constants.keys():
+        return default
+    return tuned
+
+
+@functools.cache
 def _tuned(target: Target) -> dict[str, Config]:
     found: dict[str, Config] = {}
     packaged = resources.files("kernels") / "tuned" / f"{slug(target)}.json"
     if packaged.is_file():
-        found |= _read(packaged.read_text())
+        found |= _read(packaged)
     if target.arch != "interpreter" and (local := local_store(target)).is_file():
-        found |= _read(local.read_text())
+        found |= _read(local)
     return found
 
 
-def _read(text: str) -> dict[str, Config]:
-    return {name: Config.from_json(value) for name, value in json.loads(text).items()}
+def _read(path: Path | Traversable) -> dict[str, Config]:
+    """The entries of a store; none, with a warning, where it is not one."""
+    try:
+        entries = json.loads(path.read_text())
+        found = {name: Config.from_json(value) for name, value in entries.items()}
+        if not all(type(v) is int for config in found.values() for v in config.meta.values()):
+            raise ValueError("a value is not an integer")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        warnings.warn(f"{path} is ignored: not tuned configurations ({error!r})", stacklevel=2)
+        return {}
+    return found
