@@ -44,8 +44,9 @@ class _Subject:
 def tune(op: Op, cases: Sequence[Case], device: str, budget_s: float) -> list[Tuned]:
     """Sweep the spaces of the tunables that `op` asks for in `cases`, for about `budget_s` seconds.
 
-    A configuration counts only if its results stay within the error budget. The best by the
-    geometric mean over the cases that share a key is kept in this machine's store, after each key.
+    A configuration counts only if its results stay within the error budget in every case that
+    shares the key. The best by the geometric mean over these cases is kept in this machine's store,
+    after each key.
     """
     with torch.inference_mode():
         subjects = [_Subject(c, op.bind(op.make_inputs(c, device, 0), "triton")) for c in cases]
@@ -81,8 +82,9 @@ def _sweep(
         try:
             with tuning.forced(tunable, key, config):
                 times[index] = _mean_us(subjects, device, best)
-                # Slow as it is, the check is for what would be kept.
-                if times[index] < best and not _right(op, subjects[0], device):
+                # Slow as it is, the check is for what would be kept: whatever is best at last was
+                # best when its turn came.
+                if times[index] < best and not all(_right(op, s, device) for s in subjects):
                     del times[index]
                     red += 1
         except Exception:  # a configuration that does not fit the GPU raises what it likes

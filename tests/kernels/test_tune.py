@@ -42,6 +42,30 @@ def test_the_best_of_the_right_ones_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert kept[found.name] == found.config
 
 
+def test_the_best_is_right_in_every_case_that_shares_the_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = [Config({"BLOCK_HEADS": heads}, 1, 1) for heads in (1, 2, 4)]
+    tunable = type(ROPE_APPEND)(ROPE_APPEND.name, lambda key, t: space[0], lambda key, t: space)
+    monkeypatch.setattr("kernels.rope_append.kernel.ROPE_APPEND", tunable)
+    op = get_op("rope_append")
+    cases = [case for case in op.cases if case.params["heads"][2] == 64]
+    first, second = cases[:2]
+    times = iter([50.0, 50.0, 20.0, 20.0, 5.0, 5.0])
+    monkeypatch.setattr(module, "time_call", lambda *a: Timing(next(times), 0.0, 1))
+    asked = []
+
+    def right(op, subject, device) -> bool:
+        asked.append(subject.case.name)
+        return len(asked) != 6  # the fastest, in the second case
+
+    monkeypatch.setattr(module, "_right", right)
+    (found,) = module.tune(op, [first, second], DEVICE, 60.0)
+    assert asked == [first.name, second.name] * 3
+    assert found.red == 1
+    assert found.config["BLOCK_HEADS"] == 2
+
+
 def test_a_sweep_for_real() -> None:
     op = get_op("rope_append")
     (found,) = module.tune(op, [op.cases[0]], DEVICE, 0.0)
