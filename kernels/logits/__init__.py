@@ -27,7 +27,10 @@ def logits(
 def greedy(
     hidden: Tensor, norm_weight: Tensor, eps: float, head: PackedLinear, *, impl: str
 ) -> Tensor:
-    """Arguments as `logits` -> the token of the highest logit, int64 [B]; ties: the lowest id."""
+    """Arguments as `logits` -> the token of the highest logit, int64 [B]; ties: the lowest id.
+
+    A row with a NaN among its logits gets token 0.
+    """
     _validate("greedy", hidden, norm_weight, head, impl)
     out: Tensor = implementation("greedy", impl)(hidden, norm_weight, eps, head)
     return out
