@@ -29,10 +29,15 @@ class Target:
         return 64 if self.arch.startswith("gfx") else 32
 
     @property
+    def nvidia(self) -> bool:
+        """Whether PTX runs on it."""
+        return self.arch.startswith("sm_")
+
+    @property
     def mma_sync(self) -> bool:
         """Whether matrix instructions take their operands from registers (before sm_90, and on
         consumer parts after it)."""
-        return self.arch.startswith("sm_") and self.shared_bytes < 200 * 1024
+        return self.nvidia and self.shared_bytes < 200 * 1024
 
     @property
     def shared_bytes(self) -> int:

@@ -410,7 +410,8 @@ def _launch_decode(work: _Work, config: Config, queries: int) -> None:
         for name, shape in (("parts", (rows, dim)), ("statistics", (2, rows)))
     )
     meta = config.meta
-    programs = min(meta.pop("WAVES") * work.target.sms, pairs * max_splits)
+    waves = meta.pop("WAVES")
+    programs = min(waves * work.target.sms, pairs * max_splits)
     launch(
         _attention_decode_kernel,
         (programs,),
@@ -425,7 +426,8 @@ def _launch_decode(work: _Work, config: Config, queries: int) -> None:
         **constants,
         QUERIES=queries,
         MAX_SPLITS=MAX_SPLITS,
-        PTX=work.target.arch.startswith("sm_"),
+        PTX=work.target.nvidia,
+        **_registers(work.target, waves * config.num_warps),
         **meta,
     )
 
@@ -434,7 +436,6 @@ def _launch_prefill(work: _Work, config: Config, decoded: int) -> None:
     """Serve the sequences with more than `decoded` queries."""
     q, block_table, constants = work.tensors[0], work.tensors[7], work.constants
     queries = config.constants["BLOCK_M"] // (constants["HQ"] // constants["HKV"])
-    nvidia = work.target.arch.startswith("sm_")
     launch(
         _attention_prefill_kernel,
         # Every sequence may end in a tile that is not full. One axis: others end at 65535.
@@ -445,6 +446,15 @@ def _launch_prefill(work: _Work, config: Config, decoded: int) -> None:
         *work.numbers,
         **constants,
         DECODED=decoded,
-        PTX=nvidia and not work.target.mma_sync,  # there it takes too many registers
+        PTX=work.target.nvidia and not work.target.mma_sync,  # there it takes too many registers
+        **_registers(work.target, config.num_warps),
         **config.meta,
     )
+
+
+def _registers(target: Target, warps: int) -> dict[str, int]:
+    """Registers of a thread when `warps` share a multiprocessor.
+
+    Unless told, the assembler aims at more programs at once, and spills a few bytes for it.
+    """
+    return {"maxnreg": min(255, 65536 // (32 * warps) // 8 * 8)} if target.nvidia else {}

@@ -51,13 +51,12 @@ def _decode_default(key: Key, target: Target) -> Config:
         return _decode(rows, 32, 64, 2, 4, 1)
     if compute_dtype(kv, q) == "float32":  # no tensor cores: every product is a register's
         warps = 4 if kv == "fp32" and not target.mma_sync else 8
-        return _decode(rows, 16, 256, 2, warps, 2 if kv == "fp32" else 1)
+        return _decode(rows, 16, 256, 1, warps, 2 if kv == "fp32" else 1)
     if target.arch.startswith("gfx"):
         return _decode(rows, 16 if wide else 32, 256, 2, 4, 2)
-    # What a multiprocessor holds at once: limited by memory or by registers.
-    waves = 2 if wide or target.mma_sync or (kv == "int8" and q == "float16") else 3
-    # Five stages keep two tiles of K and V under way, as the block table's look-up takes two.
-    return _decode(rows, 32 if wide else 64, 256, waves, 4, 5)
+    # Two programs a multiprocessor have registers to spare. Five stages keep two tiles of K and V
+    # under way, as the block table's look-up takes two.
+    return _decode(rows, 32 if wide else 64, 256, 2, 4, 5)
 
 
 def _decode_space(key: Key, target: Target) -> list[Config]:
@@ -99,11 +98,9 @@ def _prefill_default(key: Key, target: Target) -> Config:
         if kv == "int8":
             return _prefill(max(64, least), 16 if wide else 32, 8, 5)
         return _prefill(max(64 if wide else 128, least), 32, 8, 5)
-    if wide:
-        return _prefill(max(64, least), 32, 8, 5)
-    # Fewer stages leave nothing under way, as the block table's look-up takes two. Dequantising
-    # takes registers.
-    return _prefill(max(128, least), 32 if kv == "int8" else 64, 8, 5)
+    if kv == "int8":  # dequantising takes registers, float16's second product still more
+        return _prefill(max(64, least), 16 if q == "float16" else 32, 8, 5)
+    return _prefill(max(64 if wide else 128, least), 32 if wide else 64, 8, 5)
 
 
 def _prefill_space(key: Key, target: Target) -> list[Config]:
