@@ -16,7 +16,7 @@ from kernels.attention import attention, tunables
 from kernels.attention import kernel as attention_kernel
 from kernels.case_inputs import Case, Random, paged_cache
 from kernels.launch import recording
-from kernels.target import assume, for_arch
+from kernels.target import Target, assume, for_arch
 from tests.devices import DEVICE
 
 
@@ -147,10 +147,8 @@ def test_more_programs_change_no_bits(kv_dtype: str, monkeypatch: pytest.MonkeyP
     args = call([1] * 5, [0, 1, 64, 333, 200], kv_dtype=kv_dtype)
     expected = attention(*args, impl="triton")
 
-    class Many:
-        arch, sms = "interpreter", 1000
-
-    monkeypatch.setattr(attention_kernel, "target_of", lambda device: Many)
+    many = Target("interpreter", "interpreter", 1000)
+    monkeypatch.setattr(attention_kernel, "target_of", lambda device: many)
     assert torch.equal(attention(*args, impl="triton"), expected)
 
 
