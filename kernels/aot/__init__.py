@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.aot.limits import ARCHS, DEFAULT_ARCHS
+from kernels.aot.limits import ARCHS, default_archs
 from kernels.aot.matrix import Compiled, Request, compile_matrix, print_code
 
-__all__ = ["ARCHS", "DEFAULT_ARCHS", "Compiled", "Request", "compile_matrix", "print_code"]
+__all__ = ["ARCHS", "Compiled", "Request", "compile_matrix", "default_archs", "print_code"]

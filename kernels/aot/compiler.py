@@ -38,10 +38,3 @@ def compile_variant(variant: Variant) -> Any:
     launch = variant.launch
     driver.set_active(_AbsentGPU(variant.arch))
     return launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.meta)
-
-
-def has_backend(arch: str) -> bool:
-    """Whether Triton can compile for `arch` here."""
-    from triton.backends import backends
-
-    return ("amd" if arch.startswith("gfx") else "nvidia") in backends

@@ -21,4 +21,15 @@ ARCHS = {
     "sm_100": Limits(255, 227 * 1024),
     "gfx942": Limits(512, 64 * 1024),
 }
-DEFAULT_ARCHS = ("sm_80", "sm_90", "sm_100")
+
+
+def has_backend(arch: str) -> bool:
+    """Whether Triton can compile for `arch` here."""
+    from triton.backends import backends
+
+    return ("amd" if arch.startswith("gfx") else "nvidia") in backends
+
+
+def default_archs() -> tuple[str, ...]:
+    """All of `ARCHS` that Triton can compile for here."""
+    return tuple(arch for arch in ARCHS if has_backend(arch))

@@ -6,7 +6,8 @@ import functools
 from dataclasses import asdict
 from typing import Any
 
-from kernels.aot.compiler import compile_variant, has_backend
+from kernels.aot.compiler import compile_variant
+from kernels.aot.limits import has_backend
 from kernels.aot.resources import code_of, resources_of
 from kernels.aot.variants import Failure, Variant, record
 from kernels.errors import UnsupportedError

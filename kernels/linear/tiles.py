@@ -52,8 +52,9 @@ def default_config(key: Key, target: Target, *, split: bool) -> Config:
     if dtype == "float32":
         config = Config({"BLOCK_N": 32, "BLOCK_K": 32}, 4, 4)
     else:
-        # Wider tiles spill on an sm_100, with one Triton or another.
-        config = Config({"BLOCK_N": 64, "BLOCK_K": 64 if target.arch == "sm_100" else 128}, 4, 4)
+        # Elsewhere wider tiles spill, with one Triton or another.
+        wide = target.nvidia and target.arch != "sm_100"
+        config = Config({"BLOCK_N": 64, "BLOCK_K": 128 if wide else 64}, 4, 4)
     if not split:
         return config
     return Config({**config.constants, "SPLIT_K": _splits(n, k, config, target)}, 4, 4)

@@ -34,8 +34,8 @@ def aot(
         text(
             "--arch",
             metavar="ARCH",
-            help="sm_80, sm_90, sm_100 or gfx942; several times for several. [dim]Default: the "
-            "three of NVIDIA.[/]",
+            help="sm_80, sm_90, sm_100 or gfx942; several times for several. [dim]Default: all "
+            "that Triton can compile for here.[/]",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -75,7 +75,7 @@ def aot(
     registers or takes more than the architecture has. What was compiled before comes from a cache
     in $LAMELLA_CACHE (default: ~/.cache/lamella).
     """
-    from kernels.aot import ARCHS, DEFAULT_ARCHS, Request, print_code
+    from kernels.aot import ARCHS, Request, default_archs, print_code
     from kernels.own import is_own, load_own
     from pipeline.cli.output import Output
 
@@ -94,7 +94,7 @@ def aot(
     kinds = [kind for kind, on in (("ttgir", ttgir), ("ptx", ptx), ("sass", sass)) if on]
     if kernel is not None and not kinds:
         raise usage_error("--kernel", kernel, "needs --ttgir, --ptx or --sass")
-    request = Request(tuple(names), tuple(dict.fromkeys(arch or DEFAULT_ARCHS)), impl)
+    request = Request(tuple(names), tuple(dict.fromkeys(arch or default_archs())), impl)
     if kinds:
         # One architecture is enough to read, unless more were asked for.
         request = request if arch else Request(request.ops, ("sm_90",), impl)
