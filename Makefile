@@ -31,7 +31,7 @@ demo: $(VENV)/.installed  ## install, generate with two overlapped stages and in
 	$(BIN)/lamella parity --stages 2 --mode overlapped --kv-dtype int8
 
 test: $(VENV)/.installed-dev $(VENV)/triton-3.6/.installed  ## install what is needed and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

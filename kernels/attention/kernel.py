@@ -1,6 +1,6 @@
 """Paged attention in Triton: split-K decode and prefill, one launch each, both ragged.
 
-Sequences with few queries go to the decode kernel, all others to the prefill kernel; which is
+Sequences with one query go to the decode kernel, all others to the prefill kernel; which is
 which is seen on the device, as is every length, so that a captured CUDA graph stays right as
 sequences grow. A row's bits depend on its own sequence alone: split sizes follow from its length,
 and its parts are summed in their order.
@@ -46,17 +46,16 @@ def _parts(
     count,
     window,
     WINDOWED: tl.constexpr,
-    QUERIES: tl.constexpr,
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """Tokens of a part, and how many parts a sequence has: 0 if it is not the decode kernel's."""
+    """Tokens of a part, and how many parts a sequence has: 0 if it has not just one query."""
     seen = tl.maximum(length - first_visible(length, count, window, WINDOWED), 0)
     # Long rows have longer parts, not more of them.
     size = SPLIT * tl.maximum(tl.cdiv(seen, SPLIT * MAX_SPLITS), 1)
     # A row that sees nothing still has one part, which writes its zeros.
     parts = tl.maximum(tl.cdiv(seen, size), 1)
-    return size, tl.where((count > 0) & (count <= QUERIES), parts, 0)
+    return size, tl.where(count == 1, parts, 0)
 
 
 @triton.jit(do_not_specialize=["batch", "table_stride", "max_splits", "window"])
@@ -70,8 +69,8 @@ def _attention_decode_kernel(
     kv_len_ptr,  # int32 [batch]
     table_ptr,  # int32 [batch, table_stride]
     out_ptr,  # [T, HQ, D]
-    part_ptr,  # float32 [batch, HKV, max_splits, QUERIES * G, D]
-    stat_ptr,  # float32 [batch, HKV, max_splits, 2, QUERIES * G]
+    part_ptr,  # float32 [batch, HKV, max_splits, G, D]
+    stat_ptr,  # float32 [batch, HKV, max_splits, 2, G]
     counter_ptr,  # int32 [batch, HKV]
     batch,
     table_stride,
@@ -86,7 +85,6 @@ def _attention_decode_kernel(
     D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BATCH: tl.constexpr,  # power of two
-    QUERIES: tl.constexpr,  # most queries of a sequence that is served here
     MAX_SPLITS: tl.constexpr,
     COMPUTE: tl.constexpr,
     QUANTIZED: tl.constexpr,
@@ -102,9 +100,8 @@ def _attention_decode_kernel(
     """A fixed number of programs walks the list of (sequence, split, kv head)."""
     G: tl.constexpr = HQ // HKV
     BLOCK_G: tl.constexpr = triton.next_power_of_2(G)
-    ROWS: tl.constexpr = QUERIES * G
     counts, lengths = counts_and_lengths(query_start_ptr, kv_len_ptr, batch, BATCH)
-    _, splits = _parts(lengths, counts, window, WINDOWED, QUERIES, SPLIT, MAX_SPLITS)
+    _, splits = _parts(lengths, counts, window, WINDOWED, SPLIT, MAX_SPLITS)
     ends = tl.cumsum(splits, axis=0)
     for work in tl.range(tl.program_id(0), tl.max(ends, axis=0) * HKV, tl.num_programs(0)):
         head = work % HKV
@@ -114,14 +111,13 @@ def _attention_decode_kernel(
         b = tl.sum(passed.to(tl.int32), axis=0)
         split = item - tl.max(tl.where(passed, ends, 0), axis=0)
         start = tl.load(query_start_ptr + b)
-        count = tl.load(query_start_ptr + b + 1) - start
         length = tl.load(kv_len_ptr + b)
-        size, split_count = _parts(length, count, window, WINDOWED, QUERIES, SPLIT, MAX_SPLITS)
-        begin = first_visible(length, count, window, WINDOWED) + split * size
+        size, split_count = _parts(length, 1, window, WINDOWED, SPLIT, MAX_SPLITS)
+        begin = first_visible(length, 1, window, WINDOWED) + split * size
         end = tl.minimum(begin + size, length)
 
         q = load_queries(
-            q_ptr, start, count, head, q_stride_t, q_stride_h, G, D, BLOCK_M, BLOCK_D, COMPUTE
+            q_ptr, start, 1, head, q_stride_t, q_stride_h, G, D, BLOCK_M, BLOCK_D, COMPUTE
         )
         row, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
         acc, m, total = attend(
@@ -129,7 +125,7 @@ def _attention_decode_kernel(
             tl.full([BLOCK_M], float("-inf"), dtype=tl.float32),
             tl.zeros([BLOCK_M], dtype=tl.float32),
             q,
-            length - count + row // G,
+            length - 1 + row // G,
             k_ptr,
             v_ptr,
             k_scale_ptr,
@@ -155,48 +151,38 @@ def _attention_decode_kernel(
         )
         if split_count == 1:
             store_output(
-                out_ptr, normalized(acc, total), start, count, head, HQ, G, D, BLOCK_M, BLOCK_D
+                out_ptr, normalized(acc, total), start, 1, head, HQ, G, D, BLOCK_M, BLOCK_D
             )
         else:
             pair = b * HKV + head
             first = pair.to(tl.int64) * max_splits
-            inside = row < count * G
-            stat = stat_ptr + (first + split) * 2 * ROWS + row
+            inside = row < G
+            stat = stat_ptr + (first + split) * 2 * G + row
             tl.store(stat, m, mask=inside)
-            tl.store(stat + ROWS, total, mask=inside)
-            part = part_ptr + ((first + split) * ROWS + row[:, None]) * D + d[None, :]
+            tl.store(stat + G, total, mask=inside)
+            part = part_ptr + ((first + split) * G + row[:, None]) * D + d[None, :]
             tl.store(part, acc, mask=inside[:, None] & (d < D)[None, :])
             # Every thread's stores before the one thread's release.
             tl.debug_barrier()
             arrived = tl.atomic_add(counter_ptr + pair, 1, sem="acq_rel", scope="gpu")
             if arrived == split_count - 1:
-                # A query at a time: the order of its sums must not depend on how many more there
-                # could be.
-                for query in tl.range(0, count):
-                    value = _reduced(
-                        part_ptr + (first * ROWS + query * G) * D,
-                        stat_ptr + first * 2 * ROWS + query * G,
-                        split_count,
-                        ROWS,
-                        G,
-                        D,
-                        BLOCK_D,
-                    )
-                    store_output(out_ptr, value, start + query, 1, head, HQ, G, D, BLOCK_G, BLOCK_D)
+                value = _reduced(
+                    part_ptr + first * G * D, stat_ptr + first * 2 * G, split_count, G, D, BLOCK_D
+                )
+                store_output(out_ptr, value, start, 1, head, HQ, G, D, BLOCK_G, BLOCK_D)
                 tl.store(counter_ptr + pair, 0)
 
 
 @triton.jit
 def _reduced(
-    part_ptr,  # float32 [split_count, ROWS, D]; a query's rows are the first G
-    stat_ptr,  # float32 [split_count, 2, ROWS]
+    part_ptr,  # float32 [split_count, G, D]
+    stat_ptr,  # float32 [split_count, 2, G]
     split_count,
-    ROWS: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A query's outputs [BLOCK_G, BLOCK_D] from all splits' parts, in the order of the splits."""
+    """The outputs [BLOCK_G, BLOCK_D] from all splits' parts, in the order of the splits."""
     BLOCK_G: tl.constexpr = triton.next_power_of_2(G)
     # Splits at a time: many loads under way, but not more than registers hold.
     AT_ONCE: tl.constexpr = max(1, min(16, 8192 // (BLOCK_G * BLOCK_D)))
@@ -207,11 +193,11 @@ def _reduced(
     for begin in tl.range(0, split_count, AT_ONCE):
         split = begin + tl.arange(0, AT_ONCE)
         here = (split < split_count)[:, None] & (row < G)[None, :]
-        stat = stat_ptr + split[:, None] * 2 * ROWS + row[None, :]
+        stat = stat_ptr + split[:, None] * 2 * G + row[None, :]
         # Past the first-level cache, which does not see what other programs write.
         part_m = tl.load(stat, mask=here, other=float("-inf"), cache_modifier=".cg")
-        part_total = tl.load(stat + ROWS, mask=here, other=0.0, cache_modifier=".cg")
-        offset = (split[:, None] * ROWS + row[None, :]) * D
+        part_total = tl.load(stat + G, mask=here, other=0.0, cache_modifier=".cg")
+        offset = (split[:, None] * G + row[None, :]) * D
         part = tl.load(
             part_ptr + offset[:, :, None] + d[None, None, :],
             mask=here[:, :, None] & (d < D)[None, None, :],
@@ -251,7 +237,6 @@ def _attention_prefill_kernel(
     D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BATCH: tl.constexpr,  # power of two
-    DECODED: tl.constexpr,  # sequences with up to so many queries are the decode kernel's
     COMPUTE: tl.constexpr,
     QUANTIZED: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -266,7 +251,7 @@ def _attention_prefill_kernel(
     G: tl.constexpr = HQ // HKV
     QUERIES: tl.constexpr = BLOCK_M // G
     counts, lengths = counts_and_lengths(query_start_ptr, kv_len_ptr, batch, BATCH)
-    tiles = tl.where(counts > DECODED, tl.cdiv(counts, QUERIES), 0)
+    tiles = tl.where(counts > 1, tl.cdiv(counts, QUERIES), 0)
     tile_count = tl.sum(tiles, axis=0)
     if tl.program_id(0) // HKV >= tile_count:
         return
@@ -340,8 +325,6 @@ def attention(
     layout = pool.layout
     group = q_heads // layout.num_kv_heads
     key = key_of(layout.dtype, q.dtype, dim, group, window)
-    decode = DECODE.config(key, q.device)
-    decoded = decode.constants["BLOCK_M"] // group
     scale = dim**-0.5 if scale is None else scale
     block_table = block_table if block_table.stride(1) == 1 else block_table.contiguous()
     work = _Work(
@@ -368,7 +351,7 @@ def attention(
             "HKV": layout.num_kv_heads,
             "D": dim,
             "BLOCK_SIZE": layout.block_size,
-            "BATCH": max(16, triton.next_power_of_2(batch)),  # few variants
+            "BATCH": max(64, triton.next_power_of_2(batch)),  # few variants
             "COMPUTE": getattr(tl, compute_dtype(layout.dtype, q.dtype)),
             "QUANTIZED": layout.quantized,
             "CAPPED": softcap is not None,
@@ -380,10 +363,10 @@ def attention(
         target=target_of(q.device),
     )
     most = tokens if max_queries is None else min(max_queries, tokens)
-    if batch > 1 or tokens <= decoded:
-        _launch_decode(work, decode, 1 if most == 1 else decoded)
-    if most > decoded:
-        _launch_prefill(work, PREFILL.config(key, q.device), decoded)
+    if batch > 1 or tokens == 1:
+        _launch_decode(work, DECODE.config(key, q.device))
+    if most > 1:
+        _launch_prefill(work, PREFILL.config(key, q.device))
     return out
 
 
@@ -398,13 +381,13 @@ class _Work:
     target: Target
 
 
-def _launch_decode(work: _Work, config: Config, queries: int) -> None:
-    """Serve the sequences with up to `queries` queries."""
+def _launch_decode(work: _Work, config: Config) -> None:
+    """Serve the sequences with one query."""
     q, block_table, constants = work.tensors[0], work.tensors[7], work.constants
     kv_heads, dim = constants["HKV"], constants["D"]
     capacity = block_table.shape[1] * constants["BLOCK_SIZE"]
     max_splits = max(1, min(MAX_SPLITS, triton.cdiv(capacity, config.constants["SPLIT"])))
-    pairs, rows = work.batch * kv_heads, queries * (constants["HQ"] // kv_heads)
+    pairs, rows = work.batch * kv_heads, constants["HQ"] // kv_heads
     parts, statistics = (
         workspace(f"attention {name}", (pairs, max_splits, *shape), torch.float32, q.device)
         for name, shape in (("parts", (rows, dim)), ("statistics", (2, rows)))
@@ -424,7 +407,6 @@ def _launch_decode(work: _Work, config: Config, queries: int) -> None:
         max_splits,
         *work.numbers,
         **constants,
-        QUERIES=queries,
         MAX_SPLITS=MAX_SPLITS,
         PTX=work.target.nvidia,
         **_registers(work.target, waves * config.num_warps),
@@ -432,8 +414,8 @@ def _launch_decode(work: _Work, config: Config, queries: int) -> None:
     )
 
 
-def _launch_prefill(work: _Work, config: Config, decoded: int) -> None:
-    """Serve the sequences with more than `decoded` queries."""
+def _launch_prefill(work: _Work, config: Config) -> None:
+    """Serve the sequences with more queries."""
     q, block_table, constants = work.tensors[0], work.tensors[7], work.constants
     queries = config.constants["BLOCK_M"] // (constants["HQ"] // constants["HKV"])
     launch(
@@ -445,7 +427,6 @@ def _launch_prefill(work: _Work, config: Config, decoded: int) -> None:
         block_table.stride(0),
         *work.numbers,
         **constants,
-        DECODED=decoded,
         PTX=work.target.nvidia and not work.target.mma_sync,  # there it takes too many registers
         **_registers(work.target, config.num_warps),
         **config.meta,
