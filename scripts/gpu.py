@@ -60,12 +60,13 @@ def check(device: str, seconds: float, write: Write) -> None:
 
     impls = ("triton",) if device == "cuda" else ("cpu",)
     jobs = check_jobs(_operators(device), impls, device=device)
-    rows = []
+    red: list[dict[str, Any]] = []
     processes = min(8, os.cpu_count() or 1)  # they compile, mostly
-    for outputs in run_checks(jobs, processes):
-        rows += [asdict(row) for row in outputs]
-        red = [row for row in rows if not row["ok"]]
-        write({"cases": len(jobs), "done": len(rows), "ok": not red, "red": red})
+    write({"cases": len(jobs), "done": 0, "ok": False, "red": red})
+    for done, outputs in enumerate(run_checks(jobs, processes), start=1):
+        red += [asdict(row) for row in outputs if not row.ok]
+        ok = not red and done == len(jobs)
+        write({"cases": len(jobs), "done": done, "ok": ok, "red": red})
 
 
 def bench(device: str, seconds: float, write: Write) -> None:
@@ -82,7 +83,9 @@ def bench(device: str, seconds: float, write: Write) -> None:
 
     def told(found: list[dict[str, Any]]) -> None:
         rows.extend(found)
-        write({"cases": len(jobs), "results": rows})
+        results = [row for row in rows if "refused" not in row]
+        refused = [row for row in rows if "refused" in row]
+        write({"cases": len(jobs), "results": results, "refused": refused})
 
     write({"cases": len(jobs), **time_all(request, jobs, told)})
 
@@ -267,7 +270,25 @@ def all_parts(args: argparse.Namespace, chosen: list[str]) -> int:
         print(f"{name}: {part['status']} after {part['seconds']:.0f} s; {_told(part)}", flush=True)
     place.rmdir()
     print(path)
-    return int(any(part["status"] == "failed" for part in document["parts"].values()))
+    wrong = {name: why for name, part in document["parts"].items() if (why := wrongs(name, part))}
+    for name, why in wrong.items():
+        print(f"{name}: {'; '.join(why)}")
+    return int(bool(wrong))
+
+
+def wrongs(name: str, part: dict[str, Any]) -> list[str]:
+    """What of a part is no success, in words. Times may run out anywhere but in the check."""
+    found = ["it failed"] if part["status"] == "failed" else []
+    if name == "check" and not part.get("ok"):
+        red = len(part.get("red", ()))
+        found.append(f"{red} red, {part.get('done', 0)} of {part.get('cases', '?')} cases checked")
+    if refused := [row for row in part.get("refused", ()) if not row["peer"]]:
+        found.append(f"{len(refused)} of our own figures refused")
+    if part.get("exit_code"):
+        found.append(f"pytest's exit code is {part['exit_code']}")
+    elif part.get("failed"):
+        found.append(f"{len(part['failed'])} tests failed")
+    return found
 
 
 def _told(part: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scripts import gpu
 
 SCRIPT = Path(gpu.__file__)
@@ -31,6 +33,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert {part["status"] for part in parts.values()} == {"done"}
     assert parts["look"]["environment"]["torch"]
     assert parts["check"]["ok"]
+    assert parts["check"]["done"] == parts["check"]["cases"]
     assert {row["impl"] for row in parts["bench"]["results"]} == {"cpu", "reference", "torch"}
     assert parts["tune"]["skipped"] == "needs a CUDA GPU"
     assert parts["step"]["results"][0]["tokens_per_s"] > 0
@@ -48,9 +51,41 @@ def test_a_part_that_takes_too_long_leaves_the_others(tmp_path: Path) -> None:
     code, parts = rehearse(
         out, "--only", "check,tune", "--minutes", "0.2", PYTHONPATH=str(broken.parent)
     )
-    assert code == 0
+    assert code == 1
     assert parts["check"]["status"] == "out of time"
+    assert not parts["check"]["ok"]
     assert parts["tune"]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("look", {"status": "failed"}),
+        ("check", {"status": "done", "ok": False, "red": [{}], "done": 2, "cases": 2}),
+        ("check", {"status": "out of time", "ok": False, "red": [], "done": 1, "cases": 2}),
+        ("check", {"status": "out of time"}),
+        ("bench", {"status": "done", "refused": [{"peer": False}, {"peer": True}]}),
+        ("tests", {"status": "done", "exit_code": 1, "failed": ["FAILED one"]}),
+        ("tests", {"status": "done", "exit_code": 5, "failed": []}),
+        ("tests", {"status": "out of time", "failed": ["FAILED one"]}),
+    ],
+)
+def test_what_is_no_success(name: str, part: dict[str, Any]) -> None:
+    assert gpu.wrongs(name, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("check", {"status": "done", "ok": True, "red": [], "done": 2, "cases": 2}),
+        ("bench", {"status": "out of time", "refused": [{"peer": True}]}),
+        ("tune", {"status": "done", "skipped": "needs a CUDA GPU"}),
+        ("tests", {"status": "done", "exit_code": 0, "failed": []}),
+        ("tests", {"status": "out of time", "failed": []}),
+    ],
+)
+def test_what_is_a_success(name: str, part: dict[str, Any]) -> None:
+    assert gpu.wrongs(name, part) == []
 
 
 def test_it_needs_no_command_line_package() -> None:
