@@ -34,7 +34,7 @@ def load_own(name: str) -> Function:
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     except InvalidInputError:
         raise
-    except Exception as error:  # whatever the file does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the file does when it is imported
         raise InvalidInputError(f"{name!r}: {type(error).__name__}: {error}") from error
     function = getattr(module, attribute, None)
     if function is None:

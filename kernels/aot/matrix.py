@@ -11,7 +11,7 @@ from typing import Any
 
 from kernels.aot.limits import ARCHS
 from kernels.errors import InvalidInputError, LamellaError
-from kernels.processes import Crew
+from kernels.processes import JOB_SECONDS, Crew, usable_cores
 
 _WORKER = "kernels.aot.worker"
 # Kernels that would be interpreted cannot be compiled; code does not depend on the GPUs here.
@@ -70,15 +70,19 @@ class Compiled:
 
 def compile_matrix(
     request: Request,
-    processes: int = 2,
+    processes: int | None = None,
     told: Callable[[int, int], None] = lambda done, total: None,
+    job_seconds: float = JOB_SECONDS,
 ) -> list[Compiled]:
     """All variants in the registry's order; `told` hears how many of how many are done.
 
-    What was compiled before, from the same source by the same Triton, comes from the cache. Raises
-    `LamellaError` for an architecture that this Triton does not know or an `own` that cannot load.
+    Unless told otherwise in as many processes as there are cores, but at least two and at most
+    eight; a kernel that takes longer than `job_seconds` has an error. What was compiled before,
+    from the same source by the same Triton, comes from the cache. Raises `LamellaError` for an
+    architecture that this Triton does not know or an `own` that cannot load.
     """
-    with Crew(_WORKER, processes, _ENVIRONMENT) as crew:
+    count = processes or min(8, max(2, usable_cores()))
+    with Crew(_WORKER, count, _ENVIRONMENT, job_seconds=job_seconds) as crew:
         listed = _listed(crew, request)
         keys = list(dict.fromkeys(item["key"] for item in listed if item["key"] is not None))
         results = {key: result for key in keys if (result := _remembered(key))}
@@ -103,10 +107,12 @@ def compile_matrix(
     ]
 
 
-def print_code(request: Request, kernel: str, kind: str) -> Iterator[tuple[str, str]]:
+def print_code(
+    request: Request, kernel: str, kind: str, job_seconds: float = JOB_SECONDS
+) -> Iterator[tuple[str, str]]:
     """(title, code as `kind`) of the first variant, on each architecture, of the kernel whose name
     contains `kernel`. Raises `InvalidInputError` if there is none."""
-    with Crew(_WORKER, 1, _ENVIRONMENT) as crew:
+    with Crew(_WORKER, 1, _ENVIRONMENT, job_seconds=job_seconds) as crew:
         listed = [item for item in _listed(crew, request) if item["key"] is not None]
         found = [item for item in listed if kernel in item["kernel"]]
         if not found:

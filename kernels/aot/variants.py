@@ -55,7 +55,7 @@ def record(
             try:
                 with assume(for_arch(arch)), torch.inference_mode(), recording() as launches:
                     _call(op, case, own, like)
-            except Exception as error:  # whatever a launcher under work may raise
+            except (Exception, SystemExit) as error:  # whatever a launcher under work may raise
                 yield Failure(op.name, case.name, arch, in_words(error))
                 continue
             for launch in launches:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kernels.errors import LamellaError
 from kernels.own import is_own
-from kernels.processes import Crew, Job, Result
+from kernels.processes import JOB_SECONDS, Crew, Job, Result
 from kernels.registry import get_op
 
 _WORKER = "kernels.benchmarking.worker"
@@ -18,7 +18,8 @@ _WORKER = "kernels.benchmarking.worker"
 @dataclass(frozen=True)
 class BenchRequest:
     """What to time: cases of `ops` whose name contains `only`; `impls` empty for the device's own
-    ("cpu" and "reference" on a CPU, "triton" on a GPU); `seconds` for each case and implementation.
+    ("cpu" and "reference" on a CPU, "triton" on a GPU); `seconds` for each case and implementation;
+    what takes longer than `timeout` seconds is refused.
     """
 
     ops: tuple[str, ...]
@@ -29,6 +30,7 @@ class BenchRequest:
     seconds: float = 0.3
     peers: bool = True
     checked: bool = True
+    timeout: float = JOB_SECONDS
 
     def jobs(self) -> list[Job]:
         """A job for each case that the device is timed on."""
@@ -58,9 +60,29 @@ def _takes(impl: str, device: str) -> bool:
     return impl == "reference" or impl == ("triton" if device == "cuda" else "cpu")
 
 
-def timing_process(root: Path | None = None) -> Crew:
+def timing_process(root: Path | None = None, job_seconds: float = JOB_SECONDS) -> Crew:
     """A process that times, with the packages in `root` (default: these), never interpreting."""
-    return Crew(_WORKER, 1, {"TRITON_INTERPRET": None}, root)
+    return Crew(_WORKER, 1, {"TRITON_INTERPRET": None}, root, job_seconds)
+
+
+def rows_of(crew: Crew, job: Job) -> list[dict[str, Any]]:
+    """What becomes of each implementation in a job that times a case, and of the peers.
+
+    One that ends the process, or takes too long, is refused by itself: the others go again.
+    """
+    ((_, result),) = crew.run([job])
+    if "error" not in result:
+        rows: list[dict[str, Any]] = result["results"]
+        return rows
+    impls = job["impls"]
+    if len(impls) + job["peers"] > 1:
+        alone = [{**job, "impls": [impl], "peers": False} for impl in impls]
+        alone += [{**job, "impls": []}] if job["peers"] else []
+        return [row for single in alone for row in rows_of(crew, single)]
+    shared = {"op": job["op"], "case": job["case"], "refused": result["error"]}
+    return [{**shared, "impl": impl, "peer": False} for impl in impls] or [
+        {**shared, "impl": "peers", "peer": True}
+    ]
 
 
 def ask(crew: Crew, job: Job) -> Result:
@@ -81,17 +103,12 @@ def bench(
     `told` hears the rows of each case as it ends. A row of `refused` says why: a red check, or what
     was raised; a peer that does not take a case's inputs is there too.
     """
-    with timing_process() as crew:
+    with timing_process(job_seconds=request.timeout) as crew:
         report = ask(crew, request.job("environment"))
         rows: list[dict[str, Any]] = []
         for job in jobs:
             job = {**job, "copy": report["copy_gb_per_s"] * 1e9}
-            ((_, result),) = crew.run([job])
-            found = result.get("results") or [
-                {"op": job["op"], "case": job["case"], "impl": i, "peer": False, "refused": why}
-                for i in job["impls"]
-                for why in [result["error"]]
-            ]
+            found = rows_of(crew, job)
             rows += found
             told(found)
     return {
@@ -112,9 +129,9 @@ def tune(
     cases = {op: [j["case"] for j in jobs if j["op"] == op] for op in request.ops}
     cases = {op: names for op, names in cases.items() if names}
     rows: list[dict[str, Any]] = []
-    with timing_process() as crew:
+    share = budget_s / max(len(cases), 1)
+    with timing_process(job_seconds=request.timeout + share) as crew:
         for op, names in cases.items():
-            share = budget_s / len(cases)
             job = request.job("tune", op=op, cases=names, budget=share)
             ((_, result),) = crew.run([job])
             rows += result.get("tuned") or [{"op": op, "error": result.get("error", "no tunable")}]

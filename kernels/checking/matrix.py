@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from kernels.own import is_own
-from kernels.processes import Crew, usable_cores
+from kernels.processes import JOB_SECONDS, Crew, Job, Result, usable_cores
 from kernels.registry import get_op
 
 
@@ -63,20 +65,40 @@ def check_jobs(
     return jobs
 
 
-def run_checks(jobs: Sequence[CheckJob], processes: int | None = None) -> Iterator[list[Checked]]:
+def run_checks(
+    jobs: Sequence[CheckJob], processes: int | None = None, job_seconds: float = JOB_SECONDS
+) -> Iterator[list[Checked]]:
     """The outputs of each job, in the order in which jobs end.
 
     On a CPU kernels run in Triton's interpreter, on a GPU compiled; unless told otherwise, in as
-    many processes as there are cores, but at most four.
+    many processes as there are cores, but at most four. What takes longer than `job_seconds`,
+    or ends its process, is red by itself: the job's other implementations are measured again.
     """
     on_cpu = all(job.device == "cpu" for job in jobs)
     count = processes or min(4, usable_cores())
     environment = {"TRITON_INTERPRET": "1" if on_cpu else None}
     if on_cpu:
         environment["OMP_NUM_THREADS"] = "1"
-    with Crew("kernels.checking.worker", count, environment) as crew:
+    worker = "kernels.checking.worker"
+    with Crew(worker, count, environment, job_seconds=job_seconds) as crew:
+        alone: list[dict[str, Any]] = []
         for job, result in crew.run([asdict(job) for job in jobs]):
-            outputs = result.get("outputs") or [
-                {"impl": impl, "message": result["error"]} for impl in job["impls"]
-            ]
-            yield [Checked(job["op"], job["case"], **output) for output in outputs]
+            if "error" in result and len(job["impls"]) > 1:
+                alone += [{**job, "impls": [impl]} for impl in job["impls"]]
+            else:
+                yield _checked(job, result)
+        left = Counter((job["op"], job["case"]) for job in alone)
+        found: dict[tuple[str, str], list[Checked]] = {case: [] for case in left}
+        for job, result in crew.run(alone):
+            case = (job["op"], job["case"])
+            found[case] += _checked(job, result)
+            left[case] -= 1
+            if not left[case]:
+                yield found[case]
+
+
+def _checked(job: Job, result: Result) -> list[Checked]:
+    outputs = result.get("outputs") or [
+        {"impl": impl, "message": result["error"]} for impl in job["impls"]
+    ]
+    return [Checked(job["op"], job["case"], **output) for output in outputs]

@@ -24,7 +24,7 @@ def check(job: Job) -> Result:
             try:
                 own = load_own(impl) if is_own(impl) else None
                 verdicts = yardstick.measure(impl if own is None else job["like"], own)
-            except Exception as error:  # whatever a kernel under work may raise
+            except (Exception, SystemExit) as error:  # whatever a kernel under work may raise
                 outputs.append({"impl": impl, "message": in_words(error)})
             else:
                 outputs += [{"impl": impl, **_document(verdict)} for verdict in verdicts]

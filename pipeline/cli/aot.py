@@ -11,7 +11,8 @@ import typer
 
 from pipeline.cli.errors import FAILED, blaming, usage_error
 from pipeline.cli.grouping import command
-from pipeline.cli.operators import WHAT, chosen_operators
+from pipeline.cli.interrupts import raising_interrupts
+from pipeline.cli.operators import WHAT, TimeoutOptions, chosen_operators
 from pipeline.cli.options import OutputOptions, ProgressOptions
 from pipeline.cli.sizes import plural, seconds_text
 from pipeline.cli.values import flag, text
@@ -65,6 +66,7 @@ def aot(
         bool, flag("--sass", help="Show its machine code.", rich_help_panel=CODE)
     ] = False,
     *,
+    timeout: TimeoutOptions,
     output: OutputOptions,
     progress: ProgressOptions,
 ) -> None:
@@ -98,11 +100,15 @@ def aot(
     if kinds:
         # One architecture is enough to read, unless more were asked for.
         request = request if arch else Request(request.ops, ("sm_90",), impl)
-        with blaming("--kernel", kernel or ""):
-            found = [(k, *part) for k in kinds for part in print_code(request, kernel or "", k)]
+        with blaming("--kernel", kernel or ""), raising_interrupts():
+            found = [
+                (kind, *part)
+                for kind in kinds
+                for part in print_code(request, kernel or "", kind, job_seconds=timeout.timeout)
+            ]
         show_code(found, to)
         return
-    rows, seconds = compiled(request, to)
+    rows, seconds = compiled(request, timeout.timeout, to)
     ok = all(row.ok for row in rows)
     if to.wants_json:
         to.document({"ok": ok, "kernels": [document(row) for row in rows]})
@@ -115,14 +121,21 @@ def aot(
         raise typer.Exit(FAILED)
 
 
-def compiled(request: Request, to: Output) -> tuple[list[Compiled], float]:
+def compiled(request: Request, timeout: float, to: Output) -> tuple[list[Compiled], float]:
     """The matrix and the seconds that it took."""
     from kernels.aot import compile_matrix
     from pipeline.cli.progress import progress_bar
 
     start = time.perf_counter()
-    with progress_bar(to, "compiling", None, "{:.0f} kernels".format) as update:
-        rows = compile_matrix(request, told=lambda done, total: update(completed=done, total=total))
+    with (
+        raising_interrupts(),
+        progress_bar(to, "compiling", None, "{:.0f} kernels".format) as update,
+    ):
+        rows = compile_matrix(
+            request,
+            told=lambda done, total: update(completed=done, total=total),
+            job_seconds=timeout,
+        )
     return rows, time.perf_counter() - start
 
 

@@ -10,11 +10,13 @@ import typer
 
 from pipeline.cli.errors import FAILED, blaming, usage_error
 from pipeline.cli.grouping import command
+from pipeline.cli.interrupts import raising_interrupts
 from pipeline.cli.operators import (
     HOW,
     WHAT,
     DeviceOptions,
     ImplOptions,
+    TimeoutOptions,
     chosen_device,
     chosen_impls,
     chosen_operators,
@@ -80,6 +82,7 @@ def bench(
     *,
     impl: ImplOptions,
     device: DeviceOptions,
+    timeout: TimeoutOptions,
     output: OutputOptions,
     progress: ProgressOptions,
 ) -> None:
@@ -106,7 +109,13 @@ def bench(
         with blaming("--plot", plot):
             require_plotting(plot)
     request = BenchRequest(
-        tuple(names), where, tuple(impls), impl.like, case or "", seconds=seconds
+        tuple(names),
+        where,
+        tuple(impls),
+        impl.like,
+        case or "",
+        seconds=seconds,
+        timeout=timeout.timeout,
     )
     if not request.jobs():
         raise usage_error("--case", case or "", f"no case of {', '.join(names)} to time has this")
@@ -128,7 +137,10 @@ def run(request: BenchRequest, to: Output) -> dict[str, Any]:
     from pipeline.cli.progress import progress_bar
 
     jobs = request.jobs()
-    with progress_bar(to, "timing", len(jobs), "{:.0f} cases".format) as update:
+    with (
+        raising_interrupts(),
+        progress_bar(to, "timing", len(jobs), "{:.0f} cases".format) as update,
+    ):
         return time_all(request, jobs, told=lambda rows: update(advance=1))
 
 
@@ -137,7 +149,10 @@ def sweep(request: BenchRequest, seconds: float, to: Output) -> list[dict[str, A
     from kernels.benchmarking.run import tune as tune_all
     from pipeline.cli.progress import progress_bar
 
-    with progress_bar(to, "tuning", None, "{:.0f} operators".format) as update:
+    with (
+        raising_interrupts(),
+        progress_bar(to, "tuning", None, "{:.0f} operators".format) as update,
+    ):
         rows = tune_all(request, seconds, told=lambda op: update(advance=1))
     for row in rows:
         if "error" in row:

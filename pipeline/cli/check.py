@@ -11,10 +11,12 @@ import typer
 
 from pipeline.cli.errors import FAILED, usage_error
 from pipeline.cli.grouping import command
+from pipeline.cli.interrupts import raising_interrupts
 from pipeline.cli.operators import (
     WHAT,
     DeviceOptions,
     ImplOptions,
+    TimeoutOptions,
     chosen_device,
     chosen_impls,
     chosen_operators,
@@ -49,6 +51,7 @@ def check(
     *,
     impl: ImplOptions,
     device: DeviceOptions,
+    timeout: TimeoutOptions,
     output: OutputOptions,
     progress: ProgressOptions,
 ) -> None:
@@ -73,7 +76,7 @@ def check(
             "--case", case or "", f"no case of {', '.join(names)} has this in its name"
         )
     start = time.perf_counter()
-    rows = run(jobs, to)
+    rows = run(jobs, timeout.timeout, to)
     seconds = time.perf_counter() - start
     ok = all(row.ok for row in rows)
     if to.wants_json:
@@ -86,14 +89,17 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def run(jobs: Sequence[CheckJob], to: Output) -> list[Checked]:
+def run(jobs: Sequence[CheckJob], timeout: float, to: Output) -> list[Checked]:
     """All outputs of all jobs, in the registry's order."""
     from kernels.checking import run_checks
     from pipeline.cli.progress import progress_bar
 
     rows: list[Checked] = []
-    with progress_bar(to, "checking", len(jobs), "{:.0f} cases".format) as update:
-        for outputs in run_checks(jobs):
+    with (
+        raising_interrupts(),
+        progress_bar(to, "checking", len(jobs), "{:.0f} cases".format) as update,
+    ):
+        for outputs in run_checks(jobs, job_seconds=timeout):
             rows += outputs
             update(advance=1)
     order = {(job.op, job.case): number for number, job in enumerate(jobs)}

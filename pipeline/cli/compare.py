@@ -11,7 +11,14 @@ import typer
 from pipeline.cli.errors import FAILED, blaming, usage_error
 from pipeline.cli.grouping import command
 from pipeline.cli.interrupts import raising_interrupts
-from pipeline.cli.operators import HOW, WHAT, DeviceOptions, chosen_device, chosen_operators
+from pipeline.cli.operators import (
+    HOW,
+    WHAT,
+    DeviceOptions,
+    TimeoutOptions,
+    chosen_device,
+    chosen_operators,
+)
 from pipeline.cli.options import OutputOptions, ProgressOptions
 from pipeline.cli.sizes import plural
 from pipeline.cli.values import count, number, text
@@ -72,6 +79,7 @@ def compare(
     ] = 0.1,
     *,
     device: DeviceOptions,
+    timeout: TimeoutOptions,
     output: OutputOptions,
     progress: ProgressOptions,
 ) -> None:
@@ -89,7 +97,9 @@ def compare(
     names = chosen_operators(operators)
     where = chosen_device(device.device)
     impls = ("triton",) if where == "cuda" else ("cpu",)
-    request = BenchRequest(tuple(names), where, impls, only=case or "", seconds=seconds)
+    request = BenchRequest(
+        tuple(names), where, impls, only=case or "", seconds=seconds, timeout=timeout.timeout
+    )
     if not request.jobs():
         raise usage_error("--case", case or "", f"no case of {', '.join(names)} to time has this")
     with (

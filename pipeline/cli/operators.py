@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pipeline.cli.errors import blaming, usage_error
-from pipeline.cli.values import choice, text
+from pipeline.cli.values import choice, number, text
 
 WHAT, HOW = "What to run", "How to run it"
 IMPLS = ("triton", "cpu", "reference")
@@ -55,6 +55,24 @@ class DeviceOptions:
             rich_help_panel=HOW,
         ),
     ] = "auto"
+
+
+@dataclass(frozen=True)
+class TimeoutOptions:
+    """How long one process may be about one thing."""
+
+    timeout: Annotated[
+        float,
+        number(
+            "--timeout",
+            allowed="above 0",
+            test=lambda x: x > 0,
+            metavar="SECONDS",
+            help="For each case or kernel; what takes longer is red. [dim]Default: 600.[/]",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = 600.0
 
 
 def chosen_operators(names: Sequence[str] | None) -> list[str]:

@@ -31,12 +31,14 @@ def test_modules_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("os:no_such_function", "os has no 'no_such_function'"),
         ("os:sep", "expected a function"),
         ("broken.py:f", "ZeroDivisionError"),
+        ("leaving.py:f", "SystemExit: 0"),
     ],
 )
 def test_what_cannot_be_loaded(
     name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInputError, match=why):
         load_own(name)

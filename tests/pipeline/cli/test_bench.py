@@ -24,6 +24,10 @@ def inexact(*args, **options):
 
 def broken(*args, **options):
     raise ValueError("out of luck")
+
+def crashing(*args, **options):
+    import os
+    os._exit(7)
 """
 
 
@@ -58,6 +62,18 @@ def test_a_red_kernel_is_not_timed(tmp_path: Path) -> None:
     inexact, broken = (row["refused"] for row in found["refused"])
     assert inexact.startswith("its check is red: y is off by ")
     assert broken == "ValueError: out of luck"
+
+
+def test_what_ends_a_process_is_refused_alone(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    chosen = [part for n in ("crashing", "rms_norm") for part in ("--impl", f"{own}:{n}")]
+    result = invoke(*BENCH, "--json", *chosen)
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert [row["impl"] for row in found["results"]] == [f"{own}:rms_norm", "torch"]
+    (crashing,) = found["refused"]
+    assert crashing["refused"] == "the process ended with exit code 7"
 
 
 def test_table() -> None:

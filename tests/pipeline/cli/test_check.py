@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.cli.running import document, invoke
+from tests.pipeline.cli.running import document, finish, invoke, spawn
 
 CHECK = ("check", "--device", "cpu")
 
 OWN = """
-import torch
+import os, sys, torch
 
 def rms_norm(x, weight, eps, *, residual=None, out_dtype=None, factor=1.0):
     s = x if residual is None else x + residual
@@ -26,6 +27,20 @@ def inexact(*args, **options):
 def broken(*args, **options):
     print("about to break")
     raise ValueError("out of\\nluck")
+
+def endless(*args, **options):
+    while True:
+        pass
+
+def announced(*args, **options):
+    print("endless", flush=True)
+    endless()
+
+def crashing(*args, **options):
+    os._exit(7)
+
+def leaving(*args, **options):
+    sys.exit(0)
 
 def logits(hidden, norm_weight, eps, head):
     assert head.impl == "cpu", head.impl
@@ -89,3 +104,28 @@ def test_own_kernels_in_a_whole_run(own: str) -> None:
         )
         assert result.exit_code == 1
         assert "out of luck" in result.stderr
+
+
+def test_what_ends_a_process_is_red_alone(own: str) -> None:
+    names = [f"{own}:{name}" for name in ("endless", "crashing", "leaving", "rms_norm")]
+    chosen = [part for name in names for part in ("--impl", name)]
+    result = invoke(
+        *CHECK, "rms_norm", "--case", "T1-H64-fp32", "--json", "--timeout", "8", *chosen
+    )
+    assert result.exit_code == 1
+    rows = {row["impl"].split(":")[1]: row for row in json.loads(result.stdout)["cases"]}
+    assert rows["endless"]["message"] == "took longer than 8 s"
+    assert rows["crashing"]["message"] == "the process ended with exit code 7"
+    assert rows["leaving"]["message"] == "SystemExit: 0"
+    assert [name for name, row in rows.items() if row["ok"]] == ["rms_norm"]
+
+
+def test_an_interrupted_check_leaves_no_process(own: str) -> None:
+    command = ("check", "rms_norm", "--device", "cpu", "--case", "T1-H64-fp32")
+    process = spawn(*command, "--impl", f"{own}:announced", start_new_session=True)
+    assert process.stderr is not None
+    while process.stderr.readline() != "endless\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    # Standard error ends when the last process that holds it has.
+    assert finish(process)[0] == 130
