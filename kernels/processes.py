@@ -51,7 +51,7 @@ class Crew:
         job_seconds: float = JOB_SECONDS,
     ) -> None:
         self._command = [sys.executable, "-P", "-m", module]
-        self._environment = _environment(environment or {}, root)
+        self._environment = child_environment(environment or {}, root)
         self._root = root
         self._job_seconds = job_seconds
         # Linux takes the thread that started a process for its parent: one that lasts.
@@ -210,7 +210,10 @@ def _end(process: subprocess.Popen[str]) -> int:
         return process.wait()
 
 
-def _environment(changes: Mapping[str, str | None], root: Path | None) -> dict[str, str]:
+def child_environment(
+    changes: Mapping[str, str | None], root: Path | None = None
+) -> dict[str, str]:
+    """This process's environment under `changes`, for a process that imports from `root`."""
     merged = {**os.environ, **changes}
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     merged["PYTHONPATH"] = os.pathsep.join([str(root or _ROOT), *paths])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +17,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kernels.benchmarking.run import BenchRequest, ask, timing_process
+from kernels.benchmarking.run import BenchRequest, ask, rows_of, timing_process
 from kernels.errors import InvalidInputError, LamellaError
-from kernels.processes import Crew, Job
+from kernels.own import is_own
+from kernels.processes import Crew, Job, child_environment
 
 # Less than this is never called a difference, however small the spread.
 _LEAST = 0.02
+_REHEARSAL_SECONDS = 0.001
+_PREFIX = "lamella-base-"
+# What a commit can time, asked of its own registry.
+_LISTING = """
+import json, sys
+from kernels.override import OPERATORS
+from kernels.registry import get_op
+ops = [get_op(name) for name in sys.argv[1:] if name in OPERATORS]
+print(json.dumps({op.name: ([c.name for c in op.cases], list(op.implementations)) for op in ops}))
+"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,7 @@ class Compared:
     here_us: float | None = None
     spread: float | None = None
     refused: str | None = None
+    new: bool = False  # the base does not have it: nothing to compare with
 
     @property
     def speedup(self) -> float | None:
@@ -42,7 +59,10 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """ "faster" or "slower" where the difference is beyond the spread of both, else "same"."""
+        """ "faster" or "slower" where the difference is beyond the spread of both, else "same";
+        "new" without a base, "refused" without figures."""
+        if self.new:
+            return "new"
         if self.speedup is None or self.spread is None:
             return "refused"
         bound = max(self.spread, _LEAST)
@@ -61,9 +81,10 @@ def compare(
     """`{"base", "environment", "rounds", "results"}`, a row of results for each case and
     implementation.
 
-    Both sides run in processes of their own and take turns on each case, `rounds` times. The work
-    tree's kernels are checked first; a red one is refused. Raises `InvalidInputError` outside a git
-    repository or for an unknown ref, `LamellaError` for a ref without these benchmarks.
+    Both sides run in processes of their own and take turns on each case, `rounds` times, after a
+    check of each side that is not timed; what is red at either is refused. Raises
+    `InvalidInputError` outside a git repository or for an unknown ref, `LamellaError` for a ref
+    without these benchmarks, or whose packages cannot be imported.
     """
     folder = folder or Path(__file__).parents[2]
     rows: list[Compared] = []
@@ -71,10 +92,18 @@ def compare(
     with work_tree(folder, base) as (root, commit):
         if not (root / "kernels" / "benchmarking" / "worker.py").is_file():
             raise LamellaError(f"{base} ({commit}) has no benchmarks yet; expected a later commit")
-        with timing_process(root) as there, timing_process() as here:
+        known = _known(root, request.ops, f"{base} ({commit})")
+        seconds = request.timeout
+        with timing_process(root, seconds) as there, timing_process(job_seconds=seconds) as here:
             environment = ask(here, request.job("environment"))
             for index, job in enumerate(jobs):
-                rows += _one_case(request, job, there, here, rounds)
+                cases, impls = known.get(job["op"], ((), ()))
+                old = [impl for impl in job["impls"] if is_own(impl) or impl in impls]
+                old = old if job["case"] in cases else []
+                new = [impl for impl in job["impls"] if impl not in old]
+                rows += (Compared(job["op"], job["case"], impl, new=True) for impl in new)
+                if old:
+                    rows += _one_case({**job, "impls": old}, there, here, rounds)
                 told(index + 1, len(jobs))
     return {
         "base": {"ref": base, "commit": commit},
@@ -84,26 +113,24 @@ def compare(
     }
 
 
-def _one_case(
-    request: BenchRequest, job: Job, there: Crew, here: Crew, rounds: int
-) -> Iterator[Compared]:
-    times: dict[str, tuple[list[float], list[float]]] = {impl: ([], []) for impl in job["impls"]}
+def _one_case(job: Job, there: Crew, here: Crew, rounds: int) -> Iterator[Compared]:
+    impls = job["impls"]
+    times: dict[str, tuple[list[float], list[float]]] = {impl: ([], []) for impl in impls}
     why: dict[str, str] = {}
-    for number in range(rounds):
+    # Before the first round: both sides checked, compiled and warm.
+    rehearsal = {"copy": 1.0, "peers": False, "checked": True, "seconds": _REHEARSAL_SECONDS}
+    for number in range(-1, rounds):
+        turn = {**job, "copy": 1.0, "peers": False, "checked": False}
+        turn |= rehearsal if number < 0 else {}
         # Whoever comes first differs from round to round: a machine that warms up favours nobody.
         for side in ((0, 1), (1, 0))[number % 2]:
-            turn = {**job, "copy": 1.0, "peers": False, "checked": side == 1 and number == 0}
-            ((_, result),) = (there, here)[side].run([turn])
             where = ("at the base", "here")[side]
-            for impl in job["impls"] if "error" in result else ():
-                why.setdefault(impl, f"{where}: {result['error']}")
-            for row in result.get("results", ()):
+            turn["impls"] = [impl for impl in impls if impl not in why]
+            for row in rows_of((there, here)[side], turn) if turn["impls"] else ():
                 if "refused" in row:
-                    why.setdefault(row["impl"], f"{where}: {row['refused']}")
-                else:
+                    why[row["impl"]] = f"{where}: {row['refused']}"
+                elif number >= 0:
                     times[row["impl"]][side].append(row["median_us"])
-        if len(why) == len(times):
-            break
     for impl, (base, now) in times.items():
         if impl in why:
             yield Compared(job["op"], job["case"], impl, refused=why[impl])
@@ -112,13 +139,33 @@ def _one_case(
             yield Compared(job["op"], job["case"], impl, median(base), median(now), spread)
 
 
+def _known(root: Path, ops: Sequence[str], name: str) -> dict[str, tuple[list[str], list[str]]]:
+    """Operator -> its cases and implementations in the work tree at `root`."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _LISTING, *ops],
+        env=child_environment({"TRITON_INTERPRET": None}, root),
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise LamellaError(f"{name} cannot be imported: {last}")
+    known: dict[str, tuple[list[str], list[str]]] = json.loads(done.stdout.splitlines()[-1])
+    return known
+
+
 def _spread(times: Sequence[float]) -> float:
     return (max(times) - min(times)) / 2 / median(times)
 
 
 @contextmanager
 def work_tree(folder: Path, ref: str) -> Iterator[tuple[Path, str]]:
-    """A temporary work tree of `ref` and its short commit; removed whatever happens within."""
+    """A temporary work tree of `ref` and its short commit; removed whatever happens within.
+
+    Those that killed processes left behind are removed first.
+    """
     _git(folder, "rev-parse", "--git-dir", error=f"{folder} is not a git repository")
     commit = _git(
         folder,
@@ -132,7 +179,8 @@ def work_tree(folder: Path, ref: str) -> Iterator[tuple[Path, str]]:
         ),
         error=f"{ref!r} is no commit, branch or tag of {folder}",
     )
-    with tempfile.TemporaryDirectory(prefix="lamella-base-") as place:
+    _remove_stale(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as place:
         root = Path(place) / "base"
         try:
             _git(
@@ -142,11 +190,37 @@ def work_tree(folder: Path, ref: str) -> Iterator[tuple[Path, str]]:
             )
             yield root, commit
         finally:
-            subprocess.run(
-                ["git", "-C", str(folder), "worktree", "remove", "--force", str(root)],
-                capture_output=True,
-                check=False,
-            )
+            _remove(folder, root)
+
+
+def _remove_stale(folder: Path) -> None:
+    listing = _git(folder, "worktree", "list", "--porcelain", error="no work trees can be listed")
+    for line in listing.splitlines():
+        root = Path(line.removeprefix("worktree "))
+        made = re.match(rf"{_PREFIX}(\d+)-", root.parent.name)
+        if line.startswith("worktree ") and made and not _alive(int(made[1])):
+            _remove(folder, root)
+            shutil.rmtree(root.parent, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # there the question would be the end of it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
+
+
+def _remove(folder: Path, root: Path) -> None:
+    subprocess.run(
+        ["git", "-C", str(folder), "worktree", "remove", "--force", str(root)],
+        capture_output=True,
+        check=False,
+    )
 
 
 def _git(folder: Path, *arguments: str, error: str) -> str:

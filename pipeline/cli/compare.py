@@ -10,7 +10,7 @@ import typer
 
 from pipeline.cli.errors import FAILED, blaming, usage_error
 from pipeline.cli.grouping import command
-from pipeline.cli.interrupts import raising_interrupts
+from pipeline.cli.interrupts import raising_interrupts, raising_terminations
 from pipeline.cli.operators import (
     HOW,
     WHAT,
@@ -31,6 +31,7 @@ MARKS = {
     "faster": "[green]faster[/]",
     "slower": "[bold red]slower[/]",
     "same": "[dim]same[/]",
+    "new": "[green]new[/]",
     "refused": "[bold red]RED[/]",
 }
 
@@ -86,7 +87,8 @@ def compare(
     """Time each OPERATOR (default: all) at a commit and in the work tree, taking turns.
 
     A case is faster or slower only if the difference is beyond the spread of both sides over the
-    rounds. Kernels of the work tree are checked first; exit code 1 if one is red.
+    rounds; it is new if the commit does not have it. Kernels of both sides are checked first; exit
+    code 1 if one is red.
     """
     from kernels.benchmarking.compare import compare as compare_all
     from kernels.benchmarking.run import BenchRequest
@@ -105,6 +107,7 @@ def compare(
     with (
         blaming("--base", base),
         raising_interrupts(),
+        raising_terminations(),
         progress_bar(to, "timing", None, "{:.0f} cases".format) as update,
     ):
         report = compare_all(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,32 @@ def test_a_red_kernel_is_refused(repository: Path, monkeypatch: pytest.MonkeyPat
     assert "ValueError: out of luck" in row.refused
 
 
+def test_a_red_base_and_one_that_dies_are_said_to_be(repository: Path) -> None:
+    path = repository / "kernels" / "rms_norm" / "cpu.py"
+    good = path.read_text()
+    for tag, line in (("red", "return x * 0"), ("dying", "__import__('os')._exit(7)")):
+        path.write_text(good.replace("    compute = ", f"    {line}\n    compute = ", 1))
+        git(repository, "commit", "-qam", tag)
+        git(repository, "tag", tag)
+    for tag, why in (("red", "at the base: "), ("dying", "at the base: the process ended with")):
+        (row,) = compare(REQUEST, tag, rounds=2, folder=repository)["results"]
+        assert row.verdict == "refused"
+        assert row.refused.startswith(why)
+
+
+def test_what_the_base_lacks_is_new(repository: Path) -> None:
+    path = repository / "kernels" / "rms_norm" / "cases.py"
+    path.write_text(path.read_text().replace('f"T{', 'f"U{'))
+    git(repository, "commit", "-qam", "other names")
+    (row,) = compare(REQUEST, "HEAD", rounds=2, folder=repository)["results"]
+    assert (row.verdict, row.refused, row.speedup) == ("new", None, None)
+    (repository / "kernels" / "rms_norm" / "cpu.py").write_text("1 / 0\n")
+    (repository / "kernels" / "registry.py").write_text("1 / 0\n")
+    git(repository, "commit", "-qam", "broken")
+    with pytest.raises(LamellaError, match=r"HEAD \(\w+\) cannot be imported: ZeroDivisionError"):
+        compare(REQUEST, "HEAD", folder=repository)
+
+
 def test_what_cannot_be_compared_with(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(LamellaError, match=r"empty .* has no benchmarks yet"):
         compare(REQUEST, "empty", folder=repository)
@@ -86,6 +116,37 @@ def test_the_work_tree_goes_whatever_happens(repository: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not roots[0].exists()
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_process_told_to_end_leaves_no_work_tree(name: str, repository: Path) -> None:
+    code = f"""
+        import time
+        from pathlib import Path
+        from kernels.benchmarking.compare import work_tree
+        from pipeline.cli.interrupts import raising_terminations
+        with raising_terminations(), work_tree(Path({str(repository)!r}), "slow") as (root, _):
+            print(root, flush=True)
+            time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(kernels.__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    root = Path(process.stdout.readline().strip())
+    assert (root / "kernels").is_dir()
+    number = getattr(signal, name)
+    process.send_signal(number)
+    assert process.wait(20) == (-number if name == "SIGKILL" else 128 + number)
+    if name == "SIGKILL":  # the next to come clears it away
+        with work_tree(repository, "fast"):
+            assert len(git(repository, "worktree", "list").splitlines()) == 2
+    assert not root.parent.exists()
     assert len(git(repository, "worktree", "list").splitlines()) == 1
 
 
@@ -113,7 +174,10 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert "2 figures against abc: 1 faster, 1 refused" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
-    del rows[1]
+    rows[1] = Compared("rms_norm", "T3", "cpu", new=True)
+    result = invoke("compare", "rms_norm", "--device", "cpu")
+    assert result.exit_code == 0
+    assert "2 figures against abc: 1 faster, 1 new" in result.stdout
     found = document(invoke("compare", "rms_norm", "--device", "cpu", "--json"))
     assert found["results"][0]["verdict"] == "faster"
     assert found["results"][0]["speedup"] == 2
