@@ -92,7 +92,9 @@ def _bench() -> list[Case]:
 
 
 def _bench_on_gpu() -> list[Case]:
-    """Llama-3.1-8B's heads: over 256 MB of KV in int8, one long row, a long prefill."""
+    """Llama-3.1-8B's heads: over 256 MB of KV in int8, one long row, a long prefill. float16's and
+    int8's caches are also there with the same float16 queries, to be compared."""
+    kvs = ("bf16", "fp16", "int8")
     shapes = {
         "decode-B32-4k": [(1, 4096)] * 32,
         "decode-B1-16k": [(1, 16384)],
@@ -100,16 +102,16 @@ def _bench_on_gpu() -> list[Case]:
         "prefill-16k": [(16384, 16384)],
     }
 
-    def case(kind: str, rows: Sequence[tuple[int, int]], kv: str) -> Case:
-        return _case(kind, rows, (32, 8, 128), 16, kv, "bf16", bench=True, gpu=True, told=True)
+    def case(kind: str, rows: Sequence[tuple[int, int]], kv: str, q: str) -> Case:
+        return _case(kind, rows, (32, 8, 128), 16, kv, q, bench=True, gpu=True, told=True)
 
     return [
         # The reference would hold all scores of the long prefill.
-        replace(case(kind, rows, kv), stand_in=case("prefill-1k", [(1024, 1024)], kv))
+        replace(case(kind, rows, kv, q), stand_in=case("prefill-1k", [(1024, 1024)], kv, q))
         if kind == "prefill-16k"
-        else case(kind, rows, kv)
+        else case(kind, rows, kv, q)
         for kind, rows in shapes.items()
-        for kv in ("bf16", "fp16", "int8")
+        for kv, q in (*((kv, "bf16") for kv in kvs), ("fp16", "fp16"), ("int8", "fp16"))
     ]
 
 
