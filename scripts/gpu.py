@@ -128,16 +128,27 @@ def _importance(op: str) -> int:
 
 
 def step(device: str, seconds: float, write: Write) -> None:
-    """A whole decode step of Llama-3.1-8B's shape, weights random."""
-    from tests.bench.step import measure
+    """A whole decode step of Llama-3.1-8B's shape, weights random; transformers' at batch 1."""
+    import gc
+
+    from tests.bench.step import measure, measure_transformers
 
     if device == "cpu":
         write({"results": [measure("tiny", device, 1, 16, 8)]})
         return
+    import torch
+
     rows: list[dict[str, Any]] = []
     for batch in (1, 16):
         rows.append(measure("llama-3.1-8b", "cuda:0", batch, 512, 64))
         write({"results": rows})
+        gc.collect()
+        torch.cuda.empty_cache()
+    if find_spec("transformers") is None:
+        write({"results": rows, "missing": ["transformers"]})
+        return
+    rows.append(measure_transformers("llama-3.1-8b", "cuda:0", 1, 512, 64))
+    write({"results": rows})
 
 
 def tests(device: str, seconds: float, write: Write) -> None:
@@ -249,6 +260,8 @@ def one_part(args: argparse.Namespace) -> int:
 
 def all_parts(args: argparse.Namespace, chosen: list[str]) -> int:
     """One after another; the document is whole after each."""
+    from tests.bench.targets import table
+
     args.out.mkdir(parents=True, exist_ok=True)
     left, document = 60 * args.minutes, {"command": sys.argv, "parts": {}}
     path = args.out / f"gpu-{args.device}-unknown.json"
@@ -265,15 +278,26 @@ def all_parts(args: argparse.Namespace, chosen: list[str]) -> int:
             path.unlink(missing_ok=True)
             device = part["environment"]["device"]
             path = args.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+        document["targets"] = _targets(document["parts"])
         _save(path, document)
         (place / f"{name}.json").unlink(missing_ok=True)
         print(f"{name}: {part['status']} after {part['seconds']:.0f} s; {_told(part)}", flush=True)
     place.rmdir()
+    print(table(document["targets"]))
     print(path)
     wrong = {name: why for name, part in document["parts"].items() if (why := wrongs(name, part))}
     for name, why in wrong.items():
         print(f"{name}: {'; '.join(why)}")
     return int(bool(wrong))
+
+
+def _targets(parts: dict[str, Any]) -> list[dict[str, Any]]:
+    from tests.bench.targets import targets
+
+    timed = [
+        row for name in ("bench", "bench_tuned") for row in parts.get(name, {}).get("results", ())
+    ]
+    return targets(timed, parts.get("step", {}).get("results", ()))
 
 
 def wrongs(name: str, part: dict[str, Any]) -> list[str]:

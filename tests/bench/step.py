@@ -12,6 +12,7 @@ from statistics import quantiles
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kernels.benchmarking.timing import copy_bandwidth
 from model.config import LlamaConfig
@@ -19,6 +20,8 @@ from model.parity_weights import ParityWeights
 from model.stage import LlamaStage, StageSpec
 from model.weight_names import tensor_shape
 from model.weights import LinearWeights
+
+_WARM_UP = 4  # steps that compile and capture
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
@@ -95,25 +98,78 @@ def measure(shape: str, device: str, batch: int, context: int, steps: int) -> di
         hidden = stage.prefill_tokens(row, [1 + i % 100 for i in range(context)])
     tokens = stage.greedy(hidden[-1:]).tolist() * batch
     times = []
-    for step in range(steps + 3):
+    for step in range(steps + _WARM_UP):
         start = time.perf_counter()
         last = [(r, token, context + step) for r, token in zip(rows, tokens, strict=True)]
         tokens = stage.greedy(stage.decode_tokens(last)).tolist()
         times.append(time.perf_counter() - start)
-    low, middle, high = quantiles(times[3:], n=4)  # the first ones warm up and capture
+    found = _figures("lamella", shape, batch, context, times)
     embedding = config.vocab_size * config.hidden_size * 2
     cache = batch * (context + steps // 2) * stage.layout.bytes_per_token * len(layers)
     moved = stage.weight_bytes - embedding + cache
+    bound = moved / copy_bandwidth(device)
     return {
+        **found,
+        "stage": repr(stage),
+        "bytes": moved,
+        "fraction_of_bound": bound / (found["median_us"] * 1e-6),
+    }
+
+
+def measure_transformers(
+    shape: str, device: str, batch: int, context: int, steps: int, compiled: bool = True
+) -> dict[str, Any]:
+    """The same steps by transformers with a static cache, through torch.compile if `compiled`."""
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM, StaticCache
+
+    ours = config_of(shape)
+    config = TheirConfig(
+        **SHAPES[shape],
+        max_position_embeddings=8192,
+        rms_norm_eps=ours.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            model = LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    cache = StaticCache(config=config, max_cache_len=context + steps + 64)
+
+    def step_of(ids: Tensor, positions: Tensor) -> Tensor:
+        logits = model(ids, position_ids=positions, past_key_values=cache, logits_to_keep=1).logits
+        return logits[:, -1].argmax(-1)
+
+    decode = torch.compile(step_of, mode="reduce-overhead", fullgraph=True) if compiled else step_of
+    with torch.no_grad():
+        prompt = torch.tensor([[1 + i % 100 for i in range(context)]] * batch, device=device)
+        positions = torch.arange(context, device=device).expand(batch, -1)
+        tokens = step_of(prompt, positions).tolist()
+        times = []
+        for step in range(steps + _WARM_UP):
+            start = time.perf_counter()
+            ids = torch.tensor(tokens, device=device)[:, None]
+            positions = torch.full((batch, 1), context + step, device=device)
+            tokens = decode(ids, positions).tolist()
+            times.append(time.perf_counter() - start)
+    return _figures("transformers", shape, batch, context, times)
+
+
+def _figures(impl: str, shape: str, batch: int, context: int, times: list[float]) -> dict[str, Any]:
+    low, middle, high = quantiles(times[_WARM_UP:], n=4)
+    return {
+        "impl": impl,
         "shape": shape,
         "batch": batch,
         "context": context,
-        "stage": repr(stage),
         "median_us": middle * 1e6,
         "spread": (high - low) / 2 / middle,
         "tokens_per_s": batch / middle,
-        "bytes": moved,
-        "fraction_of_bound": moved / copy_bandwidth(device) / middle,
     }
 
 

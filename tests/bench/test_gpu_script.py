@@ -24,6 +24,7 @@ def rehearse(out: Path, *arguments: str, **environment: str) -> tuple[int, dict[
     (path,) = out.glob("gpu-*.json")
     loaded: dict[str, Any] = json.loads(path.read_text())
     assert [p.name for p in out.iterdir() if p.suffix != ".json"] == []
+    assert {row["verdict"] for row in loaded["targets"]} == {"not measured"}  # of a CPU
     return done.returncode, loaded["parts"]
 
 
@@ -95,7 +96,7 @@ def test_it_needs_no_command_line_package() -> None:
         "    sys.modules[name] = None\n"
         "from scripts import gpu\n"
         "import kernels.checking, kernels.benchmarking.run, kernels.benchmarking.worker\n"
-        "import kernels.checking.worker\n"
+        "import kernels.checking.worker, tests.bench.targets\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
