@@ -19,7 +19,8 @@ from kernels.processes import in_words
 
 @dataclass(frozen=True)
 class Measured:
-    """`impl` timed on a case, or why it was not: `refused` if its check is red or it raised."""
+    """`impl` timed on a case, or why it was not: `refused` if its check is red or it raised.
+    `moves` is the case whose bytes it moves, if not its own."""
 
     op: str
     case: str
@@ -27,6 +28,7 @@ class Measured:
     peer: bool
     timing: Timing | None = None
     refused: str | None = None
+    moves: Case | None = None
 
     def json(self, op: Op, case: Case, copy: float) -> dict[str, object]:
         """With what the case moves and computes; `copy`: the copy's bytes a second."""
@@ -39,14 +41,15 @@ class Measured:
         if self.timing is None:
             return {**fields, "refused": self.refused}
         seconds = self.timing.median_us * 1e-6
-        rate = op.bytes_moved(case) / seconds
+        moved = op.bytes_moved(self.moves or case)
+        rate = moved / seconds
         return {
             **fields,
             **asdict(self.timing),
             "gb_per_s": rate / 1e9,
             "fraction_of_copy": rate / copy,
             "tflop_per_s": op.flops(case) / seconds / 1e12,
-            "flop_per_byte": op.flops(case) / op.bytes_moved(case),
+            "flop_per_byte": op.flops(case) / moved,
         }
 
 
@@ -78,13 +81,13 @@ def measure(
                 yield Measured(op.name, case.name, impl, False, refused=in_words(error))
             else:
                 yield Measured(op.name, case.name, impl, False, timing)
-        for name, prepare in peers(op.name, case, inputs) if with_peers else ():
+        for peer in peers(op.name, case, inputs) if with_peers else ():
             try:
-                timing = time_call(prepare(), device, seconds)
+                timing = time_call(peer.prepare(), device, seconds)
             except Exception as error:  # a peer that does not take such inputs
-                yield Measured(op.name, case.name, name, True, refused=in_words(error))
+                yield Measured(op.name, case.name, peer.name, True, refused=in_words(error))
             else:
-                yield Measured(op.name, case.name, name, True, timing)
+                yield Measured(op.name, case.name, peer.name, True, timing, moves=peer.moves)
 
 
 def red_impls(op: Op, case: Case, impls: Sequence[str], device: str, like: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,14 +18,23 @@ from kernels.quantization import dequantize
 Call = Callable[[], Any]
 
 
-def peers(op: str, case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Call]]]:
-    """(name, function that prepares and returns the call) of each peer that is installed.
+@dataclass(frozen=True)
+class Peer:
+    """`prepare` returns the call; `moves` is the case whose bytes the call moves at least."""
 
-    Attention's get K and V side by side, in q's dtype where the cache is int8: what they would
-    read. Preparing may raise, where a peer does not take such inputs.
+    name: str
+    prepare: Callable[[], Call]
+    moves: Case
+
+
+def peers(op: str, case: Case, inputs: Inputs) -> Iterator[Peer]:
+    """Each peer that is installed.
+
+    Attention's, but for flashinfer, get K and V side by side in q's dtype, and move those bytes,
+    whatever the cache holds. Preparing may raise, where a peer does not take such inputs.
     """
     if op in _TORCH:
-        yield "torch", lambda: _TORCH[op](inputs)
+        yield Peer("torch", lambda: _TORCH[op](inputs), case)
     if op == "attention" and case.params["window"] is None and case.params["softcap"] is None:
         yield from _attention(case, inputs)
 
@@ -82,19 +92,20 @@ _TORCH: dict[str, Callable[[Inputs], Call]] = {
 }
 
 
-def _attention(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Call]]]:
+def _attention(case: Case, inputs: Inputs) -> Iterator[Peer]:
     counts = {n for n, _ in case.params["rows"]}
     if len(counts) != 1:
         return  # ragged queries have no dense form
     on_gpu = inputs["q"].device.type == "cuda"
-    yield "sdpa", lambda: _sdpa(case, inputs)
+    dense = replace(case, params={**case.params, "kv_dtype": case.params["dtype"]})
+    yield Peer("sdpa", lambda: _sdpa(case, inputs), dense)
     if on_gpu:
-        yield "flex", lambda: _flex(case, inputs)
+        yield Peer("flex", lambda: _flex(case, inputs), dense)
     if on_gpu and importlib.util.find_spec("flash_attn") is not None:
-        yield "flash_attn", lambda: _flash_attn(case, inputs)
+        yield Peer("flash_attn", lambda: _flash_attn(case, inputs), dense)
     decodes = counts == {1} and not inputs["pool"].layout.quantized
     if on_gpu and decodes and importlib.util.find_spec("flashinfer") is not None:
-        yield "flashinfer", lambda: _flashinfer(case, inputs)
+        yield Peer("flashinfer", lambda: _flashinfer(case, inputs), case)
 
 
 def _dense(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

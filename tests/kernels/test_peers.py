@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels import OPS, get_op
+from kernels.benchmarking.measure import measure
 from kernels.benchmarking.peers import peers
 from kernels.case_inputs import Case
 
@@ -13,6 +14,7 @@ SMALL = {
     name: [case for case in op.cases if not case.bench and "bf16" in case.name][:3]
     for name, op in OPS.items()
 }
+KV = ("bf16", "int8")
 ROWS = {"decode": [(1, 54), (1, 3)], "prefill": [(33, 33)] * 2, "chunked": [(5, 54), (5, 97)]}
 SMALL["attention"] = [
     Case(
@@ -28,7 +30,7 @@ SMALL["attention"] = [
         },
     )
     for kind, rows in ROWS.items()
-    for kv in ("bf16", "int8")
+    for kv in KV
 ]
 
 
@@ -40,8 +42,8 @@ def test_peers_agree(name: str, case: Case) -> None:
     op = get_op(name)
     inputs = op.make_inputs(case, "cpu", 0)
     ours = op.run(inputs, "reference")
-    for _, prepare in peers(name, case, inputs):
-        raw = prepare()()
+    for peer in peers(name, case, inputs):
+        raw = peer.prepare()()
         if name == "attention":
             raw = raw.transpose(1, 2).flatten(0, 1)
         if name == "rms_norm" and inputs["residual"] is None:
@@ -50,10 +52,22 @@ def test_peers_agree(name: str, case: Case) -> None:
             torch.testing.assert_close(theirs.float(), ours[output].float(), rtol=0.05, atol=0.05)
 
 
+def test_sixteen_bits_read_for_an_int8_cache_count_as_sixteen() -> None:
+    op = get_op("attention")
+    wide, int8 = (next(c for c in SMALL["attention"] if c.name == f"decode-{kv}") for kv in KV)
+    (_, found) = measure(op, int8, ["reference"], "cpu", seconds=0.0, checked=False)
+    row = found.json(op, int8, copy=1e9)
+    assert found.peer
+    seconds = row["median_us"] * 1e-6
+    assert row["gb_per_s"] * 1e9 * seconds == pytest.approx(op.bytes_moved(wide))
+    assert row["flop_per_byte"] == op.flops(int8) / op.bytes_moved(wide)
+    assert op.bytes_moved(int8) < op.bytes_moved(wide)
+
+
 def test_every_operator_but_one_has_a_peer() -> None:
     without = [n for n, op in OPS.items() if not any(_names(n, case) for case in SMALL[n])]
     assert without == ["rope_append"]
 
 
 def _names(name: str, case: Case) -> list[str]:
-    return [peer for peer, _ in peers(name, case, get_op(name).make_inputs(case, "cpu", 0))]
+    return [peer.name for peer in peers(name, case, get_op(name).make_inputs(case, "cpu", 0))]
