@@ -19,6 +19,9 @@ from kernels.override import override
 from kernels.processes import in_words
 from kernels.target import assume, for_arch
 
+# One more whenever what is read from a compiled kernel changes: what was kept is not read then.
+_EXTRACTION = 1
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -34,7 +37,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Failure:
-    """A call that raised before it launched anything."""
+    """A call that raised before it launched anything, or an `own` that never launches."""
 
     op: str
     case: str
@@ -47,22 +50,29 @@ def record(
 ) -> Iterator[Variant | Failure]:
     """What `op`, or `own` in its place with weights packed for `like`, launches in its `aot` cases.
 
-    A variant comes once, however many cases make it.
+    A variant comes once, however many cases make it. An `own` that launches nothing in any of them
+    is a failure: nothing of it would be compiled.
     """
     for arch in archs:
         seen: set[str] = set()
+        silent = own is not None
         for case in op.aot:
             try:
                 with assume(for_arch(arch)), torch.inference_mode(), recording() as launches:
                     _call(op, case, own, like)
             except (Exception, SystemExit) as error:  # whatever a launcher under work may raise
+                silent = False
                 yield Failure(op.name, case.name, arch, in_words(error))
                 continue
+            silent = silent and not launches
             for launch in launches:
                 key = key_of(launch, arch)
                 if key not in seen:
                     seen.add(key)
                     yield Variant(op.name, case.name, arch, key, launch)
+        if silent:
+            why = "launched nothing through kernels.launch"
+            yield Failure(op.name, "every case", arch, why)
 
 
 def _call(op: Op, case: Case, own: Callable[..., Any] | None, like: str) -> None:
@@ -73,11 +83,11 @@ def _call(op: Op, case: Case, own: Callable[..., Any] | None, like: str) -> None
 
 def key_of(launch: Launch, arch: str) -> str:
     """Hash of all that decides the compiled code: source with what it calls, types and properties
-    of the arguments, constants, options, architecture and Triton version."""
+    of the arguments, constants, options, architecture and Triton version; and how it is read."""
     kernel = launch.kernel
     names = [parameter.name for parameter in kernel.params]
     given = dict(zip(names, launch.args, strict=False)) | launch.meta
-    parts = [triton.__version__, arch, kernel.cache_key]
+    parts = [str(_EXTRACTION), triton.__version__, arch, kernel.cache_key]
     for parameter in kernel.params:
         value = given.pop(parameter.name, None)
         plain = parameter.is_constexpr or parameter.do_not_specialize

@@ -66,6 +66,11 @@ def mistyped(x: Tensor, *args: Any, **options: Any) -> Tensor:
     return fine(x)
 
 
+def silent(x: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Nothing that could be compiled."""
+    return torch.empty_like(x)
+
+
 def raising(x: Tensor, *args: Any, **options: Any) -> Tensor:
     """A launcher that fails before it launches."""
     raise ValueError("no such luck")

@@ -46,6 +46,15 @@ def test_others_go_on_beside_an_error() -> None:
     assert len(rows) == len(get_op("rms_norm").aot)
 
 
+def test_an_own_function_that_launches_nothing_is_red() -> None:
+    rows = compiled("silent", archs=("sm_80", "sm_90"))
+    assert [row.arch for row in rows] == ["sm_80", "sm_90"]
+    assert {row.error for row in rows} == {"launched nothing through kernels.launch"}
+    result = invoke("aot", "rms_norm", "--arch", "sm_90", "--impl", f"{BAD}:silent")
+    assert result.exit_code == 1
+    assert "launched nothing through kernels.launch" in " ".join(result.stdout.split())
+
+
 def test_a_kernel_is_compiled_once_for_all_cases_of_an_architecture() -> None:
     rows = compiled("fine", archs=("sm_80", "sm_90", "sm_100"))
     assert [row.arch for row in rows] == ["sm_80", "sm_90", "sm_100"]
