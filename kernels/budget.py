@@ -40,11 +40,11 @@ def judge(
     output: str, actual: Tensor, reference: Tensor, oracle: Tensor, budget: Budget
 ) -> Verdict:
     """Compare an output with the float64 `oracle`; integer outputs must be equal."""
+    if actual.shape != oracle.shape or actual.dtype != reference.dtype:
+        return Verdict(output, float("nan"), 0.0, float("nan"), 0.0)
     if not actual.is_floating_point():
         wrong = (actual != oracle).double()
         return Verdict(output, float(wrong.sum()), 0.0, float(wrong.sum()), 0.0)
-    if actual.shape != oracle.shape or actual.dtype != reference.dtype:
-        return Verdict(output, float("nan"), 0.0, float("nan"), 0.0)
     if actual.numel() == 0:
         return Verdict(output, 0.0, 0.0, 0.0, 0.0)
     exact = oracle.double()

@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.budget import Budget, Verdict, judge
 from kernels.case_inputs import Case, Inputs, widen
 from kernels.dispatch import implementations
+from kernels.errors import InvalidInputError
 from kernels.override import override
 
 Function = Callable[..., Any]
@@ -82,12 +83,17 @@ class Yardstick:
         self._references, self._oracles = zip(*draws, strict=True)
 
     def measure(self, impl: str, own: Function | None = None) -> list[Verdict]:
-        """The verdict on each output of `impl`, or of `own` with weights packed for `impl`."""
+        """The verdict on each output of `impl`, or of `own` with weights packed for `impl`.
+
+        Raises `InvalidInputError` for an output whose shape or dtype is not the reference's.
+        """
         op = self._op
         actual = self._references
         if impl != "reference" or own is not None:
             draws = range(len(self._oracles))
             actual = tuple(op.run(self._inputs(draw), impl, own) for draw in draws)
+        for mine, expected in zip(actual, self._references, strict=True):
+            _require_alike(mine, expected)
         return [
             judge(
                 name,
@@ -107,6 +113,21 @@ class Yardstick:
         # The oracle first: rope_append's reference writes into the pool.
         oracle = self._op.run(widen(inputs), "reference")
         return self._op.run(inputs, "reference"), oracle
+
+
+def _require_alike(actual: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+    for name, expected in reference.items():
+        output = actual.get(name)
+        if not isinstance(output, Tensor):
+            raise InvalidInputError(f"{name} is {type(output).__name__}; expected a tensor")
+        if (output.shape, output.dtype) != (expected.shape, expected.dtype):
+            raise InvalidInputError(
+                f"{name} is {_kind(output)}; the reference's is {_kind(expected)}"
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _pool(name: str, draws: tuple[dict[str, Tensor], ...]) -> Tensor:

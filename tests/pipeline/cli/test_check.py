@@ -42,6 +42,16 @@ def crashing(*args, **options):
 def leaving(*args, **options):
     sys.exit(0)
 
+def greedy(hidden, norm_weight, eps, head):
+    from kernels.logits.reference import greedy
+    return greedy(hidden, norm_weight, eps, head)
+
+def narrow(*args):
+    return greedy(*args).int()
+
+def column(*args):
+    return greedy(*args)[:, None]
+
 def logits(hidden, norm_weight, eps, head):
     assert head.impl == "cpu", head.impl
     return head.weight.matmul(rms_norm(hidden, norm_weight, eps).to(head.dtype), None).float()
@@ -84,6 +94,17 @@ def test_table(own: str) -> None:
     assert result.exit_code == 1
     assert "3 of 3 checks red: rms_norm" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_shapes_and_dtypes_are_the_references(own: str) -> None:
+    names = [f"{own}:{name}" for name in ("greedy", "narrow", "column")]
+    chosen = [part for name in names for part in ("--impl", name)]
+    result = invoke(*CHECK, "greedy", "--case", "B1-H64-V1000-bf16", "--json", *chosen)
+    assert result.exit_code == 1
+    good, narrow, column = json.loads(result.stdout)["cases"]
+    assert good["ok"]
+    assert narrow["message"].endswith("is int32 [1]; the reference's is int64 [1]")
+    assert column["message"].endswith("is int64 [1, 1]; the reference's is int64 [1]")
 
 
 def test_own_kernels_get_the_weights_they_ask_for(own: str) -> None:
