@@ -63,3 +63,11 @@ def require_plotting(path: Path) -> None:
         raise InvalidInputError(f"{path}: expected a file name ending in one of {', '.join(kinds)}")
     if not path.absolute().parent.is_dir():
         raise InvalidInputError(f"{path}: there is no folder {path.absolute().parent}")
+    there = path.exists()
+    try:
+        with path.open("ab"):  # whatever forbids it: a folder of that name, rights, a full disk
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -121,12 +121,12 @@ def bench(
         raise usage_error("--case", case or "", f"no case of {', '.join(names)} to time has this")
     tuned = sweep(request, tune_seconds, to) if tune else []
     report = run(request, to)
-    if plot is not None and report["results"]:
-        draw(report, plot)
     if to.wants_json:
         to.document({**report, **({"tuned": tuned} if tune else {})})
     else:
         show(report, to)
+    if plot is not None and report["results"]:
+        draw(report, plot)
     if any(not row["peer"] for row in report["refused"]):
         raise typer.Exit(FAILED)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.benchmarking import roofline, run
 from tests.pipeline.cli.running import document, invoke, only_line
 
 BENCH = ("bench", "rms_norm", "--case", "T1-", "--device", "cpu", "--seconds", "0.02")
@@ -89,3 +90,31 @@ def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert result.exit_code == 1
     message = "error: matplotlib is not installed: pip install 'lamella[plot]'"
     assert only_line(result.stderr) == message
+
+
+def test_a_picture_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "bench", lambda *args, **options: pytest.fail("was timed"))
+    (tmp_path / "folder.png").mkdir()
+    for path, why in (
+        (tmp_path / "folder.png", "cannot be written: Is a directory"),
+        (Path("/proc/x.png"), "cannot be written: "),
+    ):
+        result = invoke(*BENCH, "--plot", str(path))
+        assert result.exit_code == 2
+        assert why in only_line(result.stderr)
+
+
+def test_figures_are_told_before_the_picture_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(roofline, "plot", fail)
+    picture = tmp_path / "x.png"
+    result = invoke(*BENCH, "--impl", "cpu", "--plot", str(picture))
+    assert result.exit_code == 1
+    assert "1 figure of ours" in result.stdout
+    assert not picture.exists()
