@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from kernels.benchmarking.environment import git_environment
 from kernels.benchmarking.run import BenchRequest, ask, rows_of, timing_process
 from kernels.errors import InvalidInputError, LamellaError
 from kernels.own import is_own
@@ -220,13 +221,18 @@ def _remove(folder: Path, root: Path) -> None:
         ["git", "-C", str(folder), "worktree", "remove", "--force", str(root)],
         capture_output=True,
         check=False,
+        env=git_environment(),
     )
 
 
 def _git(folder: Path, *arguments: str, error: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=git_environment(),
         )
     except OSError as problem:
         raise InvalidInputError(f"git cannot be run: {problem}") from problem

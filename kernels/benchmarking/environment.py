@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -13,6 +14,19 @@ from typing import Any
 import torch
 
 from kernels.processes import usable_cores
+
+
+# Of `git rev-parse --local-env-vars`, those that lead to another repository or another index.
+_OF_A_REPOSITORY = {
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_WORK_TREE",
+}
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -57,13 +71,29 @@ def package_version(name: str) -> str | None:
 
 
 def commit(folder: Path) -> str | None:
-    """Short commit of the work tree at `folder`, with a + if it has changes; None if it is none."""
+    """Short commit of the work tree whose top is `folder`, with a + if it has changes or files that
+    are in no commit; None if it is none."""
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != folder.resolve():
+        return None  # installed within another project
+    name = _git(folder, "rev-parse", "--short=10", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=normal")
+    return None if name is None else f"{name}{'+' if changes else ''}"
+
+
+def git_environment() -> dict[str, str]:
+    """This process's environment for git: without what hooks have set, of another repository."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=10"],
+            ["git", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
             check=True,
+            env=git_environment(),
         )
     except (OSError, subprocess.CalledProcessError):
         return None
