@@ -24,8 +24,9 @@ def is_own(impl: str) -> bool:
 def load_own(name: str) -> Function:
     """The function that "package.module:function" or "path/to/file.py:function" names.
 
-    Modules are found as for a script in the current folder. Raises `InvalidInputError` for what is
-    not there, cannot be imported or cannot be called.
+    Modules are found as for a script in the current folder, those that a file imports as for that
+    file as a script. Raises `InvalidInputError` for what is not there, cannot be imported or cannot
+    be called.
     """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
@@ -46,10 +47,13 @@ def load_own(name: str) -> Function:
 
 
 def _load_module(name: str) -> ModuleType:
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    _import_from(os.getcwd())
     return importlib.import_module(name)
+
+
+def _import_from(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -63,6 +67,7 @@ def _load_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    _import_from(str(path.parent))
     sys.modules[name] = module  # before it runs: Triton looks up a kernel's module
     try:
         spec.loader.exec_module(module)

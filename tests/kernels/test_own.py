@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ def test_modules_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert load_own(f"{tmp_path}/my_kernels.py:attention") is from_file
     assert is_own("my_kernels:attention")
     assert not is_own("triton")
+
+
+def test_a_file_imports_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "beside_own.py").write_text("def f(): return 'beside'\n")
+    (folder / "main.py").write_text("from beside_own import f\n")
+    assert load_own(f"{folder}/main.py:f")() == "beside"
 
 
 @pytest.mark.parametrize(
