@@ -15,7 +15,6 @@ import torch
 
 from kernels.processes import usable_cores
 
-
 # Of `git rev-parse --local-env-vars`, those that lead to another repository or another index.
 _OF_A_REPOSITORY = {
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -35,6 +34,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device_name(device),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),  # of the minute before
         "torch": torch.__version__,
         "triton": package_version("triton"),
         "cuda": torch.version.cuda,

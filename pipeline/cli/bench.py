@@ -192,7 +192,8 @@ def show(report: dict[str, Any], to: Output) -> None:
         to.out.print()
     where = report["environment"]
     to.out.print(
-        f"{where['device']}, torch {where['torch']}, triton {where['triton']}, "
+        f"{where['device']}, load {where['load_average']:.1f}, torch {where['torch']}, "
+        f"triton {where['triton']}, "
         f"commit {where['commit']}: copy {report['copy_gb_per_s']:.1f} GB/s, products "
         f"{report['product_tflop_per_s']:.2f} TFLOP/s",
         markup=False,
@@ -202,9 +203,12 @@ def show(report: dict[str, Any], to: Output) -> None:
 
 def figures(row: dict[str, Any]) -> list[str]:
     """The numbers of a row."""
+    from kernels.benchmarking.timing import NOISY
+
+    noisy = " noisy" if row["spread"] > NOISY else ""
     return [
         f"{row['median_us']:.1f}",
-        f"{100 * row['spread']:.0f}%",
+        f"{100 * row['spread']:.0f}%{noisy}",
         f"{row['gb_per_s']:.1f}",
         f"{100 * row['fraction_of_copy']:.0f}%",
         f"{row['tflop_per_s']:.3f}",

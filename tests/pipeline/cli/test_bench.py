@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernels.benchmarking import roofline, run
+from pipeline.cli.bench import figures
 from tests.pipeline.cli.running import document, invoke, only_line
 
 BENCH = ("bench", "rms_norm", "--case", "T1-", "--device", "cpu", "--seconds", "0.02")
@@ -48,8 +49,15 @@ def test_figures(tmp_path: Path) -> None:
         assert row["fraction_of_copy"] == pytest.approx(row["gb_per_s"] / found["copy_gb_per_s"])
         assert row["tflop_per_s"] == pytest.approx(5 * 2048 / row["median_us"] / 1e6)
         assert row["spread"] >= 0
+    assert found["environment"]["load_average"] >= 0
     assert {"device", "torch", "triton", "commit", "date"} <= set(found["environment"])
     assert picture.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(("spread", "told"), [(0.25, "25%"), (0.26, "26% noisy")])
+def test_a_wide_spread_is_told(spread: float, told: str) -> None:
+    row = {"median_us": 1.0, "gb_per_s": 1.0, "fraction_of_copy": 1.0, "tflop_per_s": 1.0}
+    assert figures({**row, "spread": spread})[1] == told
 
 
 def test_a_red_kernel_is_not_timed(tmp_path: Path) -> None:
