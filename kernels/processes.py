@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -69,6 +69,9 @@ class Crew:
         trace: TracebackType | None,
     ) -> None:
         self._closed = True
+        if error is not None:
+            # None starts from now on, and one that is starting is known when the rest is killed.
+            self._starter.shutdown(wait=True, cancel_futures=True)
         for process in self._processes:
             if process is not None:
                 if error is not None:
@@ -103,14 +106,14 @@ class Crew:
                 return
             try:
                 result = self._ask(index, job)
-            except (OSError, RuntimeError) as error:  # the latter: closed meanwhile
+            except (OSError, RuntimeError, CancelledError) as error:  # the latter: closed meanwhile
                 result = {"error": in_words(error)}
             done.put((job, result))
 
     def _ask(self, index: int, job: Job) -> Result:
         process = self._processes[index]
         if process is None:
-            process = self._processes[index] = self._starter.submit(self._start).result()
+            process = self._starter.submit(self._start, index).result()
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Event()
@@ -134,8 +137,8 @@ class Crew:
         result: Result = json.loads(line)
         return result
 
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def _start(self, index: int) -> subprocess.Popen[str]:
+        process = self._processes[index] = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -143,6 +146,7 @@ class Crew:
             env=self._environment,
             cwd=self._root,
         )
+        return process
 
 
 def serve(handle: Callable[[Job], Result]) -> None:

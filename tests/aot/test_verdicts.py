@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kernels import get_op
-from kernels.aot import Compiled, Request, compile_matrix
+from kernels.aot import Compiled, Request, compile_matrix, matrix, variants
+from kernels.launch import Launch
 from tests.pipeline.cli.running import document, invoke
 
 BAD = Path(__file__).with_name("bad_kernels.py")
@@ -70,6 +73,27 @@ def test_results_are_kept_until_the_source_changes(tmp_path: Path) -> None:
         assert [row.cached for row in compiled("mistyped", file)] == [False, True]
     file.write_text(BAD.read_text().replace("* 2.0", "* 3.0"))
     assert [row.cached for row in compiled("fine", file)] == [False]
+
+
+def test_results_are_kept_for_one_way_of_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(SimpleNamespace(params=[], cache_key="source"), (1,), (), {})
+    key = variants.key_of(launch, "sm_90")
+    assert key == variants.key_of(launch, "sm_90")
+    monkeypatch.setattr(variants, "_EXTRACTION", -1)
+    assert variants.key_of(launch, "sm_90") != key
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 2), (4, 4), (64, 8)])
+def test_as_many_processes_as_cores(
+    cores: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crew(module: str, count: int, *rest: Any, **options: Any) -> None:
+        raise InterruptedError(count)
+
+    monkeypatch.setattr(matrix, "usable_cores", lambda: cores)
+    monkeypatch.setattr(matrix, "Crew", crew)
+    with pytest.raises(InterruptedError, match=f"^{count}$"):
+        compile_matrix(Request(("rms_norm",), ("sm_90",)))
 
 
 def test_command() -> None:

@@ -141,8 +141,16 @@ def test_what_ends_a_process_is_red_alone(own: str) -> None:
     assert [name for name, row in rows.items() if row["ok"]] == ["rms_norm"]
 
 
-def test_an_interrupted_check_leaves_no_process(own: str) -> None:
-    command = ("check", "rms_norm", "--device", "cpu", "--case", "T1-H64-fp32")
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*CHECK, "rms_norm", "--case", "T1-H64-fp32"),
+        ("bench", "--device", "cpu", "rms_norm", "--case", "T1-"),
+        ("aot", "rms_norm", "--arch", "sm_90"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_interrupted_command_leaves_no_process(command: tuple[str, ...], own: str) -> None:
     process = spawn(*command, "--impl", f"{own}:announced", start_new_session=True)
     assert process.stderr is not None
     while process.stderr.readline() != "endless\n":
