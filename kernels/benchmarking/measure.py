@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from kernels.benchmarking.excerpt import check_last_rows, has_long_prefill
 from kernels.benchmarking.peers import peers
 from kernels.benchmarking.timing import Timing, time_call
 from kernels.case_inputs import Case
@@ -91,14 +92,17 @@ def measure(
 
 
 def red_impls(op: Op, case: Case, impls: Sequence[str], device: str, like: str) -> dict[str, str]:
-    """Those of `impls` whose check on the case, or its stand-in, is red, with the reason."""
-    case = case.stand_in or case
-    yardstick = Yardstick(op, case, device)
+    """Those of `impls` whose check on the case is red, with the reason. Where it has a stand-in,
+    that is checked, and on a GPU a long prefill's last rows."""
+    yardstick = Yardstick(op, case.stand_in or case, device)
     why: dict[str, str] = {}
     for impl in impls:
         try:
             own = load_own(impl) if is_own(impl) else None
-            verdicts = yardstick.measure(impl if own is None else like, own)
+            base = impl if own is None else like
+            verdicts = yardstick.measure(base, own)
+            if has_long_prefill(op, case, device):
+                verdicts.append(check_last_rows(op, case, base, device, own))
         except Exception as error:  # whatever a kernel under work may raise
             why[impl] = in_words(error)
             continue
