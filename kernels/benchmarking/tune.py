@@ -71,8 +71,8 @@ def tune(op: Op, cases: Sequence[Case], device: str, budget_s: float) -> list[Tu
 
 
 def _launched(subject: _Subject, tunable: Tunable, key: Key, device: str) -> bool:
-    """Whether a kernel is launched with the tunable's configuration; one that is only asked about
-    (attention asks for decode's before it knows) has no time here."""
+    """Whether a kernel is launched with the tunable's configuration: one that is only asked for
+    makes no difference to the call's time."""
     config = tunable.default(key, target_of(torch.device(device)))
     with recording() as launches:
         for warps in (config.num_warps, 2 * config.num_warps):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ import torch
 from kernels import get_op, tuning
 from kernels.benchmarking import tune as module
 from kernels.benchmarking.timing import Timing
+from kernels.case_inputs import Inputs
 from kernels.rope_append.kernel import ROPE_APPEND
 from kernels.target import target_of
-from kernels.tuning import Config
+from kernels.tuning import Config, Tunable
 from tests.devices import DEVICE
 
 
@@ -111,15 +114,15 @@ def test_less_than_two_percent_leaves_the_default(
 def test_what_launches_nothing_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "time_call", lambda *a: Timing(1.0, 0.0, 1))
     monkeypatch.setattr(module, "_right", lambda *a: True)
-    op = get_op("attention")
-    prefill = next(c for c in op.cases if c.params["rows"] == ((97, 97), (1, 1), (54, 54)))
-    one = replace(prefill, params={**prefill.params, "rows": ((97, 97),), "max_queries": 97})
-    names = {
-        case.name: {found.name.split("(")[0] for found in module.tune(op, [case], DEVICE, 0.0)}
-        for case in (replace(prefill, name="ragged"), replace(one, name="one"))
-    }
-    assert names["ragged"] == {"attention_decode", "attention_prefill"}
-    assert names["one"] == {"attention_prefill"}
+    op = get_op("rope_append")
+    asked = Tunable("only_asked", lambda key, target: Config({}, 1, 1))
+
+    def bind(inputs: Inputs, impl: str) -> Callable[[], Any]:
+        call = op.bind(inputs, impl)
+        return lambda: (asked.config((), torch.device(DEVICE)), call())
+
+    (found,) = module.tune(replace(op, bind=bind), [op.cases[0]], DEVICE, 0.0)
+    assert found.name.startswith(ROPE_APPEND.name)
 
 
 def test_a_sweep_for_real() -> None:
