@@ -31,7 +31,8 @@ def test_oldest_triton(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (OLDEST / "triton").is_dir():
         pytest.skip(f"no Triton 3.6 in {OLDEST}; `make test` puts it there")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(OLDEST), *_paths()]))
-    _require_good(op, default_archs())
+    # It is what CUDA builds of torch bring; AMD's bring their own.
+    _require_good(op, tuple(arch for arch in default_archs() if arch.startswith("sm_")))
 
 
 def _paths() -> list[str]:
