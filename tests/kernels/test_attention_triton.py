@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels import KVLayout, KVPool, get_op, workspace
-from kernels.attention import attention, tunables
+from kernels.attention import attention, decode, tunables
 from kernels.attention import kernel as attention_kernel
 from kernels.case_inputs import Case, Random, paged_cache
 from kernels.launch import recording
@@ -77,7 +77,7 @@ def test_lengths_at_the_edges_of_splits(length: int, count: int) -> None:
 def test_long_rows_have_longer_splits_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
     args = call([1, 1], [700, 130], dtype=torch.float32, kv_dtype="int8")
     expected = attention(*args, impl="reference")
-    monkeypatch.setattr(attention_kernel, "MAX_SPLITS", 2)
+    monkeypatch.setattr(decode, "MAX_SPLITS", 2)
     torch.testing.assert_close(attention(*args, impl="triton"), expected, rtol=2e-5, atol=2e-6)
 
 
