@@ -42,16 +42,12 @@ class Config:
 
     @property
     def meta(self) -> dict[str, int]:
-        """As keyword arguments of a launch."""
+        """As keyword arguments of a launch, and as the stores keep it."""
         return {**self.constants, "num_warps": self.num_warps, "num_stages": self.num_stages}
-
-    def to_json(self) -> dict[str, Any]:
-        """As the stores keep it."""
-        return self.meta
 
     @classmethod
     def from_json(cls, value: Mapping[str, int]) -> Config:
-        """The inverse of `to_json`."""
+        """The inverse of `meta`."""
         constants = {k: v for k, v in value.items() if k not in ("num_warps", "num_stages")}
         return cls(constants, value["num_warps"], value["num_stages"])
 
@@ -113,7 +109,7 @@ def keep(target: Target, entries: Mapping[str, Config], path: Path | None = None
     known = _read(path) if path.exists() else {}
     merged = {**known, **entries}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({name: merged[name].to_json() for name in sorted(merged)}, indent=1)
+    text = json.dumps({name: merged[name].meta for name in sorted(merged)}, indent=1)
     temporary = path.with_suffix(".part")
     temporary.write_text(text + "\n")
     temporary.replace(path)

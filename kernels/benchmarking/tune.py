@@ -124,7 +124,7 @@ def _sweep(
         if means[0] < _LEAST_GAIN * means[best]:
             best = 0
     tuning.keep(target, {name: space[best]})
-    chosen = space[best].to_json()
+    chosen = space[best].meta
     return Tuned(name, chosen, means.get(0, math.nan), means[best], tried, len(space), red)
 
 

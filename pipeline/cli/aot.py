@@ -12,7 +12,12 @@ import typer
 from pipeline.cli.errors import FAILED, blaming, usage_error
 from pipeline.cli.grouping import command
 from pipeline.cli.interrupts import raising_interrupts
-from pipeline.cli.operators import WHAT, TimeoutOptions, chosen_operators
+from pipeline.cli.operators import (
+    WHAT,
+    OperatorArguments,
+    TimeoutOptions,
+    chosen_operators,
+)
 from pipeline.cli.options import OutputOptions, ProgressOptions
 from pipeline.cli.sizes import plural, seconds_text
 from pipeline.cli.values import flag, text
@@ -26,10 +31,7 @@ CODE = "Code of one kernel"
 
 @command
 def aot(
-    operators: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="OPERATOR", hidden=True),
-    ] = None,
+    operators: OperatorArguments = None,
     arch: Annotated[
         list[str] | None,
         text(

@@ -13,9 +13,10 @@ from pipeline.cli.grouping import command
 from pipeline.cli.interrupts import raising_interrupts
 from pipeline.cli.operators import (
     HOW,
-    WHAT,
+    CaseOption,
     DeviceOptions,
     ImplOptions,
+    OperatorArguments,
     TimeoutOptions,
     chosen_device,
     chosen_impls,
@@ -23,7 +24,7 @@ from pipeline.cli.operators import (
 )
 from pipeline.cli.options import OUTPUT, OutputOptions, ProgressOptions
 from pipeline.cli.sizes import plural
-from pipeline.cli.values import flag, number, text
+from pipeline.cli.values import flag, number
 
 if TYPE_CHECKING:
     from kernels.benchmarking.run import BenchRequest
@@ -32,14 +33,8 @@ if TYPE_CHECKING:
 
 @command
 def bench(
-    operators: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="OPERATOR", hidden=True),
-    ] = None,
-    case: Annotated[
-        str | None,
-        text("--case", help="Only cases with this in their name.", rich_help_panel=WHAT),
-    ] = None,
+    operators: OperatorArguments = None,
+    case: CaseOption = None,
     seconds: Annotated[
         float,
         number(

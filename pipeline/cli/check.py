@@ -14,8 +14,10 @@ from pipeline.cli.grouping import command
 from pipeline.cli.interrupts import raising_interrupts
 from pipeline.cli.operators import (
     WHAT,
+    CaseOption,
     DeviceOptions,
     ImplOptions,
+    OperatorArguments,
     TimeoutOptions,
     chosen_device,
     chosen_impls,
@@ -23,7 +25,7 @@ from pipeline.cli.operators import (
 )
 from pipeline.cli.options import OutputOptions, ProgressOptions
 from pipeline.cli.sizes import plural, seconds_text
-from pipeline.cli.values import flag, text
+from pipeline.cli.values import flag
 
 if TYPE_CHECKING:
     from kernels.checking import Checked, CheckJob
@@ -32,14 +34,8 @@ if TYPE_CHECKING:
 
 @command
 def check(
-    operators: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="OPERATOR", hidden=True),
-    ] = None,
-    case: Annotated[
-        str | None,
-        text("--case", help="Only cases with this in their name.", rich_help_panel=WHAT),
-    ] = None,
+    operators: OperatorArguments = None,
+    case: CaseOption = None,
     bench_cases: Annotated[
         bool,
         flag(

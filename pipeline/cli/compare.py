@@ -14,7 +14,9 @@ from pipeline.cli.interrupts import raising_interrupts, raising_terminations
 from pipeline.cli.operators import (
     HOW,
     WHAT,
+    CaseOption,
     DeviceOptions,
+    OperatorArguments,
     TimeoutOptions,
     chosen_device,
     chosen_operators,
@@ -38,10 +40,7 @@ MARKS = {
 
 @command
 def compare(
-    operators: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="OPERATOR", hidden=True),
-    ] = None,
+    operators: OperatorArguments = None,
     base: Annotated[
         str,
         text(
@@ -53,10 +52,7 @@ def compare(
             rich_help_panel=WHAT,
         ),
     ] = "HEAD",
-    case: Annotated[
-        str | None,
-        text("--case", help="Only cases with this in their name.", rich_help_panel=WHAT),
-    ] = None,
+    case: CaseOption = None,
     rounds: Annotated[
         int,
         count(

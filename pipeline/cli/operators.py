@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import typer
+
 from pipeline.cli.errors import blaming, usage_error
 from pipeline.cli.values import choice, number, text
 
 WHAT, HOW = "What to run", "How to run it"
 IMPLS = ("triton", "cpu", "reference")
+
+OperatorArguments = Annotated[list[str] | None, typer.Argument(metavar="OPERATOR", hidden=True)]
+CaseOption = Annotated[
+    str | None,
+    text("--case", help="Only cases with this in their name.", rich_help_panel=WHAT),
+]
 
 
 @dataclass(frozen=True)

@@ -79,5 +79,5 @@ def test_keeping_replaces_a_file_that_is_no_store(store: Path) -> None:
     name, tuned = tuning.entry_name("kernel", KEY), Config({"BLOCK_N": 128}, 8, 4)
     with pytest.warns(UserWarning, match="is ignored"):
         tuning.keep(GPU, {name: tuned})
-    assert json.loads(store.read_text()) == {name: tuned.to_json()}
+    assert json.loads(store.read_text()) == {name: tuned.meta}
     assert chosen() == tuned
