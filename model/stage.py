@@ -65,6 +65,37 @@ def default_kv_tokens(max_seq_len: int) -> int:
     return max(max_seq_len, min(32 * max_seq_len, 65536))
 
 
+def cache_sizes(
+    config: LlamaConfig, block_size: int, kv_tokens: int | None, max_seq_len: int | None
+) -> tuple[int, int]:
+    """Tokens that a stage's pools hold, and the positions of its longest sequence; None: default.
+
+    Raises `InvalidInputError` for a number that is no positive integer, or more positions than the
+    model has.
+    """
+    for name, value in (
+        ("block_size", block_size),
+        ("kv_tokens", kv_tokens),
+        ("max_seq_len", max_seq_len),
+    ):
+        if value is not None and not is_int(value):
+            raise InvalidInputError(f"{name} is {value!r}, expected an integer")
+    limit = config.max_seq_len
+    if max_seq_len is None:
+        max_seq_len = limit
+    elif not 1 <= max_seq_len <= limit:
+        raise InvalidInputError(
+            f"max_seq_len is {max_seq_len}, expected 1 to {limit}, the model's positions"
+        )
+    if block_size < 1:
+        raise InvalidInputError(f"block_size is {block_size}, expected at least 1")
+    if kv_tokens is None:
+        kv_tokens = default_kv_tokens(max_seq_len)
+    elif kv_tokens < 1:
+        raise InvalidInputError(f"kv_tokens is {kv_tokens}, expected at least 1")
+    return kv_tokens, max_seq_len
+
+
 class LlamaStage:
     """Layers `spec.layers` of a model with their paged KV cache.
 
@@ -143,27 +174,8 @@ class LlamaStage:
             device = torch.device(device)
         except (RuntimeError, TypeError) as error:
             raise InvalidInputError(f"device is {device!r}, expected cpu or cuda:N") from error
-        for name, value in (
-            ("block_size", block_size),
-            ("kv_tokens", kv_tokens),
-            ("max_seq_len", max_seq_len),
-        ):
-            if value is not None and not is_int(value):
-                raise InvalidInputError(f"{name} is {value!r}, expected an integer")
         impl = resolve_impl(impl, device)
-        limit = config.max_seq_len
-        if max_seq_len is None:
-            max_seq_len = limit
-        elif not 1 <= max_seq_len <= limit:
-            raise InvalidInputError(
-                f"max_seq_len is {max_seq_len}, expected 1 to {limit}, the model's positions"
-            )
-        if block_size < 1:
-            raise InvalidInputError(f"block_size is {block_size}, expected at least 1")
-        if kv_tokens is None:
-            kv_tokens = default_kv_tokens(max_seq_len)
-        elif kv_tokens < 1:
-            raise InvalidInputError(f"kv_tokens is {kv_tokens}, expected at least 1")
+        kv_tokens, max_seq_len = cache_sizes(config, block_size, kv_tokens, max_seq_len)
         layout = KVLayout(
             resolve_kv_dtype(kv_dtype, source.dtype),
             block_size,
@@ -228,19 +240,37 @@ class LlamaStage:
         """Bytes of the KV pools."""
         return self.cache.nbytes
 
-    @torch.inference_mode()
     def prefill_tokens(self, seq_id: str, tokens: Sequence[int]) -> torch.Tensor:
         """Append tokens to a sequence; its residual stream, [T, H] float32. First stage only."""
-        self._check_tokens(tokens)
-        ids = self._ids(tokens)
-        with self.cache.append([(seq_id, len(tokens))]) as batch:
-            return self._run(ids, batch)
+        return self.append_tokens([(seq_id, tokens)])
 
-    @torch.inference_mode()
     def prefill_hidden(self, seq_id: str, hidden: torch.Tensor) -> torch.Tensor:
         """Append the tokens behind `hidden` [T, H] float32; the new residual stream, same shape."""
         self._check_hidden(hidden, None)
-        with self.cache.append([(seq_id, hidden.shape[0])]) as batch:
+        return self.append_hidden([(seq_id, hidden.shape[0])], hidden)
+
+    @torch.inference_mode()
+    def append_tokens(self, parts: Sequence[tuple[str, Sequence[int]]]) -> torch.Tensor:
+        """Append tokens to several sequences, each once, and each beginning where it ended.
+
+        Returns the residual stream of all T tokens in order, [T, H] float32. First stage only.
+        """
+        for _, tokens in parts:
+            self._check_tokens(tokens)
+        ids = self._ids([token for _, tokens in parts for token in tokens])
+        with self.cache.append([(seq_id, len(tokens)) for seq_id, tokens in parts]) as batch:
+            return self._run(ids, batch)
+
+    @torch.inference_mode()
+    def append_hidden(
+        self, parts: Sequence[tuple[str, int]], hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """As `append_tokens` for a later stage: (sequence, number of tokens) and their `hidden`.
+
+        `hidden` [T, H] float32 is the earlier stage's; the new residual stream has its shape.
+        """
+        self._check_hidden(hidden, sum(count for _, count in parts))
+        with self.cache.append(parts) as batch:
             return self._run(hidden, batch)
 
     @torch.inference_mode()
