@@ -54,11 +54,32 @@ class Transport(StrEnum):
     """The kind of hand-over that a placement asks for."""
 
     HOST_HIDDEN_BRIDGE = "host-hidden-bridge"
+    CUDA_PEER_HIDDEN_BRIDGE = "cuda-peer-hidden-bridge"
+    CUDA_DEVICE_STAGED_HIDDEN_BRIDGE = "cuda-device-staged-hidden-bridge"
+    DISTRIBUTED_HIDDEN_BRIDGE = "distributed-hidden-bridge"
+
+    @classmethod
+    def of(cls, bridge: StageBridge) -> Transport:
+        """The transport that a bridge serves."""
+        return cls[f"{bridge.name}_HIDDEN_BRIDGE"]
 
     @property
     def stage_bridge(self) -> StageBridge:
         """The bridge that serves this transport."""
-        return StageBridge.HOST
+        return StageBridge[self.name.removesuffix("_HIDDEN_BRIDGE")]
+
+
+def parse_bridge(name: str) -> StageBridge | None:
+    """The bridge of that name; None for "auto", which the stages' devices decide.
+
+    Raises `InvalidInputError` for an unknown name.
+    """
+    if name == "auto":
+        return None
+    known = [bridge.value for bridge in StageBridge]
+    if name not in known:
+        raise InvalidInputError(f"bridge is {name!r}; expected auto or one of {known}")
+    return StageBridge(name)
 
 
 def resolve_bridge(name: str) -> Transport:
@@ -67,12 +88,10 @@ def resolve_bridge(name: str) -> Transport:
     Raises `UnsupportedError` for a bridge that this release does not have, with the reason, and
     `InvalidInputError` for an unknown name.
     """
-    if name in ("auto", StageBridge.HOST):
+    bridge = parse_bridge(name)
+    if bridge is None or bridge is StageBridge.HOST:
         return Transport.HOST_HIDDEN_BRIDGE
-    known = [bridge.value for bridge in StageBridge]
-    if name not in known:
-        raise InvalidInputError(f"bridge is {name!r}; expected auto or one of {known}")
     raise UnsupportedError(
-        f"bridge {name!r} is not in this release: {_WHY_NOT[StageBridge(name)]}, and here every "
+        f"bridge {name!r} is not in this release: {_WHY_NOT[bridge]}, and here every "
         "stage is a thread of one process that hands over through host memory; use 'host' or 'auto'"
     )
