@@ -43,13 +43,6 @@ class StageBridge(StrEnum):
     DISTRIBUTED = "distributed"
 
 
-_WHY_NOT = {
-    StageBridge.CUDA_PEER: "it copies between CUDA devices",
-    StageBridge.CUDA_DEVICE_STAGED: "it stages copies between CUDA devices",
-    StageBridge.DISTRIBUTED: "it runs stages in several processes",
-}
-
-
 class Transport(StrEnum):
     """The kind of hand-over that a placement asks for."""
 
@@ -89,9 +82,9 @@ def resolve_bridge(name: str) -> Transport:
     `InvalidInputError` for an unknown name.
     """
     bridge = parse_bridge(name)
-    if bridge is None or bridge is StageBridge.HOST:
-        return Transport.HOST_HIDDEN_BRIDGE
-    raise UnsupportedError(
-        f"bridge {name!r} is not in this release: {_WHY_NOT[bridge]}, and here every "
-        "stage is a thread of one process that hands over through host memory; use 'host' or 'auto'"
-    )
+    if bridge is StageBridge.DISTRIBUTED:
+        raise UnsupportedError(
+            f"bridge {name!r} is not in this release: it runs stages in several processes, and "
+            "here every stage is a thread of one; use 'host' or 'auto'"
+        )
+    return Transport.of(bridge or StageBridge.HOST)

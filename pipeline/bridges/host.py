@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from pipeline.bridges.link import SLOTS, BridgeTiming
+from pipeline.bridges.link import NO_TIME, SLOTS, BridgeTiming
 
 FIRST_ROWS = 64
 """Rows that a slot has room for at first; it grows when more come."""
@@ -27,7 +27,7 @@ class HostCopier:
 
     def settle(self, slot: int) -> BridgeTiming:
         """Nothing is ever under way."""
-        return BridgeTiming()
+        return NO_TIME
 
     def write(self, slot: int, hidden: torch.Tensor) -> BridgeTiming:
         """Copy float32 [rows, hidden] into a slot."""

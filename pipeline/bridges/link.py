@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -36,8 +36,11 @@ class BridgeTiming:
         )
 
 
-@dataclass(frozen=True)
-class Envelope:
+NO_TIME = BridgeTiming()
+"""Where nothing is known of a cost, or there was none."""
+
+
+class Envelope(NamedTuple):
     """What comes out of a link: a hand-over of `rows` rows in `slot`, or a note and no slot."""
 
     ticket: int

@@ -17,7 +17,7 @@ from pipeline.bridges.link import Link
 from pipeline.bridges.ring import Copier, RingLink
 from pipeline.bridges.streams import StreamCopier
 from pipeline.errors import BridgeError
-from pipeline.modes import StageBridge, parse_bridge
+from pipeline.modes import StageBridge, parse_bridge, resolve_bridge
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _COPIES = {
@@ -54,27 +54,43 @@ def open_bridge(
     Raises `InvalidInputError` for an unknown name or dtype, and `UnsupportedError` that names the
     stages whose devices cannot have the bridge asked for.
     """
-    if dtype not in _DTYPES:
-        raise InvalidInputError(f"bridge dtype is {dtype!r}; expected one of {list(_DTYPES)}")
+    check_bridge(name, devices, dtype, cuda=cuda)
     asked = parse_bridge(name)
-    if asked is StageBridge.DISTRIBUTED:
-        raise UnsupportedError(
-            "bridge 'distributed' runs stages in several processes, and here every stage is a "
-            "thread of one"
-        )
-    cuda = cuda or CudaStreams()
     ends = [_with_index(device) for device in devices]
-    boundaries = [
-        _Boundary(stage, source, target, hidden_size, _DTYPES[dtype], cuda)
-        for stage, (source, target) in enumerate(pairwise(ends))
-    ]
-    if asked is not None:
-        for boundary in boundaries:
-            boundary.check(asked)
     links = []
-    for boundary in boundaries:
+    for boundary in _boundaries(ends, hidden_size, _DTYPES[dtype], cuda or CudaStreams()):
         links.append(boundary.best() if asked is None else boundary.link(asked))
     return Bridge(links, hidden_size, ends)
+
+
+def check_bridge(
+    name: str,
+    devices: Sequence[torch.device],
+    dtype: str = "fp32",
+    *,
+    cuda: CudaStreams | None = None,
+) -> None:
+    """Raise what `open_bridge` would, without opening anything; a single stage is checked too."""
+    if dtype not in _DTYPES:
+        raise InvalidInputError(f"bridge dtype is {dtype!r}; expected one of {list(_DTYPES)}")
+    resolve_bridge(name)
+    asked = parse_bridge(name)
+    if asked is None:
+        return
+    ends = [_with_index(device) for device in devices]
+    if len(ends) == 1:
+        ends *= 2  # as if it handed over to itself
+    for boundary in _boundaries(ends, 0, torch.float32, cuda or CudaStreams()):
+        boundary.check(asked)
+
+
+def _boundaries(
+    devices: Sequence[torch.device], hidden_size: int, dtype: torch.dtype, cuda: CudaStreams
+) -> list[_Boundary]:
+    return [
+        _Boundary(stage, source, target, hidden_size, dtype, cuda)
+        for stage, (source, target) in enumerate(pairwise(devices))
+    ]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from kernels.errors import InvalidInputError
-from pipeline.bridges.link import SLOTS, BridgeTiming, Envelope
+from pipeline.bridges.link import NO_TIME, SLOTS, BridgeTiming, Envelope
 from pipeline.errors import BridgeError
 from pipeline.modes import StageBridge
 
@@ -61,7 +61,7 @@ class RingLink:
     ) -> None:
         self.kind = kind
         self._copier = copier
-        self._hidden_size = hidden_size
+        self._row_shape = (hidden_size,)
         self._row_bytes = hidden_size * dtype.itemsize
         self._states = [_FREE] * SLOTS
         self._free: SimpleQueue[int] = SimpleQueue()
@@ -69,7 +69,7 @@ class RingLink:
         for slot in range(SLOTS):
             self._free.put(slot)
         self._sent = self._received = 0
-        self._settled = BridgeTiming()
+        self._settled = NO_TIME
 
     def nbytes(self, rows: int) -> int:
         """Bytes that cross the link for `rows` rows."""
@@ -86,25 +86,27 @@ class RingLink:
         """Wait until a slot is free, and its last copies and reads are done."""
         slot = self._free.get()
         try:
-            self._settled += self._copier.settle(slot)
+            known = self._copier.settle(slot)
         except BaseException:
             self._free.put(slot)
             raise
+        if known is not NO_TIME:
+            self._settled += known
         self._states[slot] = _ACQUIRED
         return slot
 
     def fill(self, slot: int, hidden: torch.Tensor) -> BridgeTiming:
         """Copy `hidden`, float32 [rows, hidden], into an acquired slot; see `Link.fill`."""
         self._check_acquired(slot, "filled")
-        if hidden.dim() != 2 or hidden.shape[1] != self._hidden_size:
+        if hidden.shape[1:] != self._row_shape or hidden.dtype != torch.float32:
             raise InvalidInputError(
-                f"a hidden state of shape {list(hidden.shape)} came to a link for "
-                f"[rows, {self._hidden_size}]"
+                f"hidden state is {hidden.dtype} {list(hidden.shape)}; expected torch.float32 "
+                f"[rows, {self._row_shape[0]}]"
             )
-        if hidden.dtype != torch.float32:
-            raise InvalidInputError(f"hidden state is {hidden.dtype}; expected torch.float32")
-        timing = self._copier.write(slot, hidden) + self._settled
-        self._settled = BridgeTiming()
+        timing = self._copier.write(slot, hidden)
+        if self._settled is not NO_TIME:
+            timing += self._settled
+            self._settled = NO_TIME
         return timing
 
     def hand_over(self, slot: int, rows: int) -> None:

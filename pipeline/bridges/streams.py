@@ -9,7 +9,7 @@ import torch
 
 from pipeline.bridges.cuda import CudaStreams
 from pipeline.bridges.host import FIRST_ROWS
-from pipeline.bridges.link import SLOTS, BridgeTiming
+from pipeline.bridges.link import NO_TIME, SLOTS, BridgeTiming
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class StreamCopier:
         if used.was_read:
             used.read.synchronize()
             used.was_read = False
-        timing = BridgeTiming()
+        timing = NO_TIME
         for copied in used.copies:
             copied.end.synchronize()  # there may have been no read
             timing += copied.timing()

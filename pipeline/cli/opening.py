@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.checkpoint import Checkpoint
 from model.weights import stage_nbytes
+from pipeline.bridges.opening import check_bridge
 from pipeline.cli.errors import blaming
 from pipeline.cli.folders import checkpoint_folder
 from pipeline.cli.interrupts import raising_interrupts
@@ -23,9 +24,9 @@ from pipeline.cli.overriding import overriding, resolved_impl
 from pipeline.cli.placing import place
 from pipeline.cli.progress import loading
 from pipeline.cli.stage_plan import check_max_seq_len
+from pipeline.devices import resolve_devices
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.loading import stage_specs
-from pipeline.modes import resolve_bridge
 from pipeline.placement import Placement
 
 
@@ -52,8 +53,9 @@ def open_pipeline(request: Request, to: Output) -> Iterator[LlamaPipeline]:
     source = Checkpoint.open(folder)
     placement = place(source.config, request.split, request.mode)
     check_max_seq_len(source.config, request.precision)
+    devices = resolve_devices(placement.stage_device_ordinals, resolved_impl(request.compute))
     with blaming("--bridge", request.compute.bridge):
-        resolve_bridge(request.compute.bridge)
+        check_bridge(request.compute.bridge, devices)
     with (
         overriding(request.compute),
         raising_interrupts(),

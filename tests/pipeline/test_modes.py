@@ -8,7 +8,13 @@ import pytest
 
 from kernels.errors import InvalidInputError, UnsupportedError
 from pipeline.llama_pipeline import LlamaPipeline
-from pipeline.modes import LlamaPipelineMode, StageBridge, Transport, resolve_bridge
+from pipeline.modes import (
+    LlamaPipelineMode,
+    StageBridge,
+    Transport,
+    parse_bridge,
+    resolve_bridge,
+)
 
 
 @pytest.mark.parametrize("text", ["batch", "BATCH", " Batch\t"])
@@ -51,10 +57,26 @@ def test_auto_and_host_take_the_host_bridge() -> None:
     assert resolve_bridge("host").stage_bridge is StageBridge.HOST
 
 
-@pytest.mark.parametrize("name", ["cuda_peer", "cuda_device_staged", "distributed"])
-def test_bridges_that_cannot_be_had_say_why(name: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"bridge '{name}' is not in this release: it "):
-        resolve_bridge(name)
+@pytest.mark.parametrize("bridge", StageBridge)
+def test_every_bridge_has_a_transport_of_its_name(bridge: StageBridge) -> None:
+    transport = Transport.of(bridge)
+    assert transport == f"{bridge.value.replace('_', '-')}-hidden-bridge"
+    assert transport.stage_bridge is bridge
+
+
+@pytest.mark.parametrize("name", ["cuda_peer", "cuda_device_staged"])
+def test_bridges_between_devices_are_known(name: str) -> None:
+    assert resolve_bridge(name).stage_bridge == name
+    assert parse_bridge(name) is StageBridge(name)
+
+
+def test_a_bridge_that_cannot_be_had_says_why() -> None:
+    with pytest.raises(UnsupportedError, match="bridge 'distributed' is not in this release: it "):
+        resolve_bridge("distributed")
+
+
+def test_auto_is_left_to_the_devices() -> None:
+    assert parse_bridge("auto") is None
 
 
 def test_an_unknown_bridge_names_those_there_are() -> None:

@@ -12,8 +12,9 @@ from kernels.errors import InvalidInputError, UnsupportedError
 from pipeline.bridges.bridge import Bridge, checksum
 from pipeline.bridges.host import HostCopier
 from pipeline.bridges.link import SLOTS, BridgeTiming
-from pipeline.bridges.opening import open_bridge
+from pipeline.bridges.opening import check_bridge, open_bridge
 from pipeline.bridges.ring import RingLink
+from pipeline.bridges.streams import StreamCopier
 from pipeline.errors import BridgeError
 from pipeline.modes import StageBridge
 from tests.pipeline.bridges.fake_cuda import FakeCuda
@@ -155,6 +156,17 @@ def test_every_bridge_carries_what_it_is_given(name: str) -> None:
         assert torch.equal(receive(link), rows_of(0, 70))
 
 
+@pytest.mark.parametrize(("name", "ahead"), [("host", False), ("cuda_device_staged", True)])
+def test_only_a_staged_bridge_copies_to_the_receiver_before_it_asks(name: str, ahead: bool) -> None:
+    link = open_bridge(name, 8, [GPU, OTHER_GPU], cuda=Machine()).links[0]
+    assert isinstance(link, RingLink)
+    assert isinstance(link._copier, StreamCopier)
+    send(link, rows_of(0, 3))
+    on_device = link._copier._slots[0].device
+    assert on_device is not None
+    assert torch.equal(on_device[:3], rows_of(0, 3)) == ahead
+
+
 @pytest.mark.usefixtures("no_gpu_needed")
 def test_auto_falls_back_from_a_link_that_corrupts_and_says_so() -> None:
     machine = Machine()
@@ -189,10 +201,11 @@ def test_auto_is_silent_where_there_is_no_choice() -> None:
 @pytest.mark.parametrize(
     ("name", "devices", "why"),
     [
+        ("cuda_peer", [CPU], "copies between CUDA devices, and stage 0 is on cpu"),
         ("cuda_peer", [CPU, GPU], "copies between CUDA devices, and stage 0 is on cpu"),
         ("cuda_device_staged", [GPU, GPU, CPU], "between CUDA devices, and stage 2 is on cpu"),
         ("cuda_peer", [GPU, GPU, OTHER_GPU], "cuda:0 of stage 1 has none to cuda:1 of stage 2"),
-        ("distributed", [CPU], "runs stages in several processes"),
+        ("distributed", [CPU], "it runs stages in several processes"),
     ],
 )
 def test_an_explicit_bridge_that_cannot_be_had_says_why(
@@ -200,6 +213,15 @@ def test_an_explicit_bridge_that_cannot_be_had_says_why(
 ) -> None:
     with pytest.raises(UnsupportedError, match=rf"bridge '{name}' .*{why}"):
         open_bridge(name, 8, devices, cuda=Machine(peers=False))
+    with pytest.raises(UnsupportedError, match=rf"bridge '{name}' .*{why}"):
+        check_bridge(name, devices, cuda=Machine(peers=False))
+
+
+def test_checking_opens_nothing() -> None:
+    machine = Machine()
+    machine.pinning_fails = True
+    check_bridge("cuda_device_staged", [GPU, OTHER_GPU], "bf16", cuda=machine)
+    check_bridge("auto", [GPU, CPU], cuda=machine)
 
 
 def test_unknown_names_are_refused() -> None:

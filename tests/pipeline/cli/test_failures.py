@@ -45,9 +45,16 @@ def test_broken_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_this_build_has_not() -> None:
-    result = invoke("generate", "--bridge", "cuda_peer", "x")
+    result = invoke("generate", "--bridge", "distributed", "x")
     assert result.exit_code == 1
-    assert only_line(result.stderr).startswith("error: bridge 'cuda_peer' is not in this release")
+    assert only_line(result.stderr).startswith("error: bridge 'distributed' is not in this release")
+
+
+def test_a_bridge_that_the_devices_cannot_have() -> None:
+    result = invoke("generate", "--impl", "cpu", "--bridge", "cuda_peer", "x")
+    assert result.exit_code == 1
+    line = only_line(result.stderr)
+    assert line.startswith("error: bridge 'cuda_peer' copies between CUDA devices, and stage 0 is")
 
 
 def test_prompt_that_can_never_fit() -> None:
