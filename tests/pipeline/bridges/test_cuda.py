@@ -135,8 +135,10 @@ def test_neither_thread_waits_for_the_device(name: str) -> None:
     bridge.probe()
     link = bridge.links[0]
     hidden = torch.ones(8, WIDTH, device=GPU)
+    hidden.sum()  # a kernel's first launch may wait for the device to load it
+    torch.cuda._sleep(1)
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream(GPU)) as _, torch.inference_mode():
+    with torch.cuda.stream(torch.cuda.Stream(GPU)), torch.inference_mode():
         done = torch.cuda.Event()
         torch.cuda._sleep(500 * CYCLES)  # about half a second
         slot = link.acquire()
