@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from kernels.errors import InvalidInputError
 from model.config_values import is_int
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 class TokenText(Protocol):

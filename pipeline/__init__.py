@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pipeline.perplexity import PerplexityResult as PerplexityResult
     from pipeline.placement import Placement as Placement
     from pipeline.placement import StagePlacement as StagePlacement
-    from pipeline.scheduler import Completion as Completion
-    from pipeline.scheduler import GenerationEvent as GenerationEvent
+    from pipeline.sequences import Completion as Completion
+    from pipeline.sequences import GenerationEvent as GenerationEvent
 
 _HOME = {
     "BridgeError": "errors",
-    "Completion": "scheduler",
-    "GenerationEvent": "scheduler",
+    "Completion": "sequences",
+    "GenerationEvent": "sequences",
     "GenerationResult": "generation",
     "LlamaPipeline": "llama_pipeline",
     "LlamaPipelineMode": "modes",

@@ -1,14 +1,12 @@
-"""The next token of every running sequence: the stage's own greedy answer, or sampled."""
+"""The next token of every running sequence: the stage's own greedy answer, or sampled there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
-from model.sampling import SamplingParams, sample
-from pipeline.work import Answer
+from model.sampling import SamplingParams
+from pipeline.work import Answer, Asked, Sample
 
 
 class Drawing(Protocol):
@@ -27,26 +25,19 @@ class Drawing(Protocol):
         """Tokens drawn so far."""
 
 
-class Chooser:
-    """Turns the pipeline's answers into tokens as `params` say."""
+def next_tokens(params: SamplingParams, sequences: Sequence[Drawing]) -> Asked:
+    """What to ask the last stage for, to get a token for each sequence as `params` say.
 
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-
-    @property
-    def answer(self) -> Answer:
-        """What to ask the last stage for; greedy choice needs no logits here."""
-        return Answer.GREEDY if self._params.is_greedy else Answer.LOGITS
-
-    def choose(self, output: torch.Tensor, sequences: Sequence[Drawing]) -> list[int]:
-        """One token per sequence from the answer's rows."""
-        if self._params.is_greedy:
-            tokens: list[int] = output.tolist()
-            return tokens
-        streams = torch.tensor([sequence.stream for sequence in sequences])
-        steps = torch.tensor([len(sequence.tokens) for sequence in sequences])
-        history = None
-        if self._params.repetition_penalty != 1:
-            history = [[*sequence.prompt_tokens, *sequence.tokens] for sequence in sequences]
-        tokens = sample(output, self._params, streams, steps, history).tolist()
-        return tokens
+    Greedy choice needs no logits.
+    """
+    if params.is_greedy:
+        return Answer.GREEDY
+    history = None
+    if params.repetition_penalty != 1:
+        history = [[*sequence.prompt_tokens, *sequence.tokens] for sequence in sequences]
+    return Sample(
+        params,
+        [sequence.stream for sequence in sequences],
+        [len(sequence.tokens) for sequence in sequences],
+        history,
+    )

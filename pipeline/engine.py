@@ -1,7 +1,8 @@
-"""Stages, workers, bridge and transactions put together: every call of a pipeline ends up here.
+"""The driver: checks calls, sends them down the line as jobs, and undoes what fails.
 
-One call runs at a time. While none does, no stage is at work, so the caller's thread may read
-lengths and capacities itself; whatever writes goes through the stages' workers.
+One call is checked and sent at a time, but stages go on working while the driver does other
+things: what it needs to know of the caches stands in its ledger. Whatever writes to a cache goes
+down the line, in order with all else.
 """
 
 from __future__ import annotations
@@ -10,105 +11,130 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import torch
 
 from kernels.errors import InvalidInputError, LamellaError
+from model.config import LlamaConfig
 from model.stage import DecodeRow
-from pipeline.bridge import HostBridge
-from pipeline.crew import Crew
+from pipeline.candidates import Arrangement
+from pipeline.chores import Chore, Prepare, Release, Reset, Restore, Truncate, Unprepare
 from pipeline.errors import StageError
-from pipeline.interfaces import Stage
-from pipeline.modes import LlamaPipelineMode
+from pipeline.job import Call
+from pipeline.ledger import Entry, Ledger
+from pipeline.line import Line
+from pipeline.modes import LlamaPipelineMode, StageBridge
 from pipeline.profile import DecodeProfile
-from pipeline.schedule import Flight, StageLoop, cut, plan_decode
+from pipeline.schedule import Plan, plan_decode
 from pipeline.stats import DecodeCall, DecodeStats
-from pipeline.transaction import (
-    Transaction,
-    check_append,
-    common_lengths,
-    restore_reservation,
-)
+from pipeline.timeline import Recorder
 from pipeline.validation import check_positions
-from pipeline.work import Answer, Prefill
+from pipeline.work import Asked, Decode, Piece, Prefill, Work
 
 
 class PipelineEngine:
-    """Runs calls over the stages as transactions. Ids and token ids are checked by the caller."""
+    """Runs calls over the stages as transactions. Ids and token ids are checked by the caller.
+
+    Args:
+        config: of the whole model.
+        mode: of the pipeline.
+        line: the stages.
+        ledger: of their caches, which are empty.
+        bridge: kind of the links, for profile lines.
+        profile: told of every batch call.
+        recorder: that the stages write to.
+    """
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        config: LlamaConfig,
         mode: LlamaPipelineMode,
-        crew: Crew,
-        bridge: HostBridge,
+        line: Line,
+        ledger: Ledger,
+        bridge: StageBridge,
         profile: DecodeProfile,
+        recorder: Recorder,
     ) -> None:
-        self.stages = tuple(stages)
+        self.config = config
         self.mode = mode
-        self.crew = crew
-        self.bridge = bridge
-        self.stats = DecodeStats(len(self.stages))
+        self.line = line
+        self.ledger = ledger
+        self.recorder = recorder
+        self.stage_count = len(ledger.rooms)
+        self.stats = DecodeStats(self.stage_count)
+        self.resets = 0
+        self._bridge = bridge
         self._profile = profile
+        self._numbers = 0
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose call is under way
         self._abandoned: deque[str] = deque()
         self._unfinished: Callable[[], None] | None = None  # what an interrupted call still owes
-        self._flight: Flight | None = None
+        self._aloft: dict[int, Call] = {}  # calls that append, under way, by identity
         self._broken: str | None = None
         self._closed = False
-        self._close_owed = False  # `close` came from within a call, whose end closes the crew
+        self._close_owed = False  # `close` came from within a call, whose end closes the line
 
     # Calls over all stages
 
     def prefill(
-        self, seq_id: str, tokens: list[int], answer: Answer, *, all_rows: bool = False
+        self, seq_id: str, tokens: list[int], answer: Asked, *, all_rows: bool = False
     ) -> torch.Tensor:
         """Append tokens to a sequence; the answer for the last (or every) one, [1 or T, ...]."""
         with self._ready():
             if not tokens:
                 raise InvalidInputError(f"prefill of sequence {seq_id!r} called with no tokens")
-            work = Prefill(seq_id, tokens, all_rows)
-            lengths = common_lengths(self.stages, [seq_id])
-            check_append(self.stages, work.appends)
-            flight = Flight([work], answer, len(self.stages), self.bridge)
-            with self._transaction(flight, lengths):
-                return self._fly(flight)
+            pos = self.ledger.lengths([seq_id])[seq_id]
+            work = Prefill([Piece(seq_id, tokens, pos)], answer, all_rows)
+            self.ledger.check_append(work.appends)
+            with self._transaction(work.appends) as call:
+                return self._through(call, [work])
 
-    def decode(self, rows: Sequence[DecodeRow], answer: Answer, *, single: bool) -> torch.Tensor:
+    def decode(self, rows: Sequence[DecodeRow], answer: Asked, *, single: bool) -> torch.Tensor:
         """One token for each of B >= 1 sequences; the answers in order, [B, ...].
 
         `single` is the way of one row that asked for no batch: the profile does not count it.
         """
         with self._ready():
-            lengths = common_lengths(self.stages, [row.id for row in rows])
-            check_positions(rows, lengths)
-            check_append(self.stages, [(row.id, 1) for row in rows])
+            check_positions(rows, self.ledger.lengths([row.id for row in rows]))
+            appends = [(row.id, 1) for row in rows]
+            self.ledger.check_append(appends)
             start = time.perf_counter_ns()
-            plan = plan_decode(self.mode, len(self.stages), len(rows))
-            flight = Flight(cut(rows, plan), answer, len(self.stages), self.bridge)
-            with self._transaction(flight, lengths):
-                output = self._fly(flight)
+            plan = plan_decode(self.mode, self.stage_count, len(rows))
+            with self._transaction(appends) as call:
+                works = [Decode(rows[part], answer) for part in plan.slices(len(rows))]
+                output = self._through(call, works)
                 total_ns = time.perf_counter_ns() - start
-                call = DecodeCall(len(rows), plan, flight.traces, total_ns)
-                if not single:
-                    self._profile.record(call, self.bridge.name, flight.hidden)
-                self.stats.record(call)
+                self.record(call, len(rows), plan, total_ns, profiled=not single)
                 return output
 
     @contextmanager
-    def _transaction(self, flight: Flight, lengths: dict[str, int]) -> Iterator[None]:
-        """Around a flight: whatever is raised inside, every stage's cache is as before."""
-        transaction = Transaction(self.stages, self.crew, self.bridge, lengths, flight)
-        with self._undone_if_raised(transaction.roll_back):
-            self._flight = flight
+    def _transaction(self, appends: Sequence[tuple[str, int]]) -> Iterator[Call]:
+        """Around a call: whatever is raised inside, every stage's cache is as before."""
+        before = self.ledger.entries(seq_id for seq_id, _ in appends)
+        call = Call(self.stage_count)
+        with self._undone_if_raised(partial(self._undo, call, before)):
+            self._aloft[id(call)] = call
             try:
-                yield
+                self.ledger.append(appends)
+                yield call
             finally:
-                self._flight = None  # before the undoing, which stops the flight itself
+                self._aloft.pop(id(call), None)
+
+    def _undo(self, call: Call, before: Mapping[str, Entry | None]) -> None:
+        """Let nothing more of a call begin, and give every stage its lengths back.
+
+        Restoring goes down the line too, so it comes after whatever the stages still do. Twice is
+        the same as once. Raises what a stage raises that cannot restore.
+        """
+        call.stop()
+        lengths = {i: None if entry is None else entry.length for i, entry in before.items()}
+        if (failure := self._everywhere(Restore(lengths))) is not None:
+            raise failure.cause
+        self.ledger.restore(before)
 
     @contextmanager
     def _undone_if_raised(self, undo: Callable[[], None]) -> Iterator[None]:
@@ -120,25 +146,68 @@ class PipelineEngine:
             raise
         self._unfinished = None
 
-    def _fly(self, flight: Flight) -> torch.Tensor:
-        """Take a flight through all stages; its answers in order."""
-        tickets = [
-            self.crew.submit(index, self._loop(flight, index, stage).run)
-            for index, stage in enumerate(self.stages)
-        ]
-        for ticket in reversed(tickets):  # the last stage ends last
-            ticket.wait()
-        if flight.failure is not None:
-            raise flight.failure from flight.failure.cause
-        if len(flight.outputs) < len(flight.microbatches):
-            raise LamellaError("the pipeline was closed during the call")
-        # Made in this thread, so that callers may write into it: the stages' own results are
-        # inference tensors.
-        return torch.cat(flight.outputs)
+    def _through(self, call: Call, works: Sequence[Work]) -> torch.Tensor:
+        """Take all of a call through the stages, and wait; its answers in order."""
+        self._send(call, works)
+        call.wait()
+        return call.answers()
 
-    def _loop(self, flight: Flight, index: int, stage: Stage) -> StageLoop:
-        links = self.bridge.into(index), self.bridge.out_of(index)
-        return StageLoop(flight, index, stage, self.crew.worker(index), *links)
+    def _send(self, call: Call, tasks: Sequence[Work | Chore]) -> None:
+        for task in tasks:
+            self._numbers += 1
+            self.line.submit(call.job(self._numbers, task))
+
+    # Jobs under way while the driver does other things
+
+    def launch(self, works: Sequence[Work]) -> Call:
+        """Send works off without waiting; `land` does that.
+
+        A sequence must not be in two calls at once, but for chunks of one prompt in their order.
+        Raises `CapacityError` before anything is sent.
+        """
+        with self._ready():
+            self.ledger.append([append for work in works for append in work.appends])
+            call = Call(self.stage_count)
+            self._aloft[id(call)] = call
+            self._send(call, works)
+            return call
+
+    def land(self, call: Call) -> torch.Tensor:
+        """Wait for a call that was launched; its answers in order.
+
+        Raises what failed in it. Its sequences must be released then, as stages may disagree.
+        """
+        call.wait()
+        self._aloft.pop(id(call), None)
+        return call.answers()
+
+    def reserve(self, seq_id: str, tokens: int) -> None:
+        """Keep room for a sequence that will be launched. Raises `CapacityError`."""
+        with self._ready():
+            self.ledger.prepare(seq_id, tokens)
+
+    def let_go(self, ids: Sequence[str]) -> Call:
+        """Release sequences without waiting for it."""
+        with self._ready():
+            self.ledger.release(ids)
+            call = Call(self.stage_count)
+            self._aloft[id(call)] = call
+            self._send(call, [Release(ids)])
+            return call
+
+    def arrange(self, arrangement: Arrangement) -> None:
+        """Let the stages share the machine in another way, once what is under way is through."""
+        with self._ready():
+            for call in list(self._aloft.values()):
+                call.wait()
+            self.line.arrange(arrangement)
+
+    def record(self, call: Call, rows: int, plan: Plan, total_ns: int, *, profiled: bool) -> None:
+        """Count a decode step in the statistics."""
+        decode = DecodeCall(rows, plan, call.traces, total_ns)
+        if profiled:
+            self._profile.record(decode, self._bridge, call.jobs[-1].hidden)
+        self.stats.record(decode)
 
     # The cache
 
@@ -147,37 +216,39 @@ class PipelineEngine:
         if max_tokens < 0:
             raise InvalidInputError(f"max_tokens is {max_tokens}; expected at least 0")
         with self._ready():
-            length = common_lengths(self.stages, [seq_id])[seq_id]
-            if max_tokens > length:
-                check_append(self.stages, [(seq_id, max_tokens - length)])
-            reserved = [stage.cache.reserved_blocks(seq_id) for stage in self.stages]
-            with self._undone_if_raised(partial(self._unprepare, seq_id, reserved)):
-                self._everywhere("prepare", lambda stage: stage.prepare(seq_id, max_tokens))
+            self.ledger.lengths([seq_id])
+            before = self.ledger.entries([seq_id])
+            with self._undone_if_raised(partial(self._unprepare, seq_id, before)):
+                self.ledger.prepare(seq_id, max_tokens)
+                if (failure := self._everywhere(Prepare(seq_id, max_tokens))) is not None:
+                    raise failure from failure.cause
 
-    def _unprepare(self, seq_id: str, reserved: Sequence[int | None]) -> None:
-        """Give every stage its former reservation back; None where it did not know the id."""
-        tickets = [
-            self.crew.submit(
-                index, partial(restore_reservation, self.stages[index], seq_id, blocks)
-            )
-            for index, blocks in enumerate(reserved)
-        ]
-        for ticket in tickets:
-            ticket.result()
+    def _unprepare(self, seq_id: str, before: Mapping[str, Entry | None]) -> None:
+        """Give every stage its former reservation back."""
+        entry = before[seq_id]
+        chore = Unprepare(seq_id, None if entry is None else entry.reserved)
+        if (failure := self._everywhere(chore)) is not None:
+            raise failure.cause
+        self.ledger.restore(before)
 
     def truncate(self, seq_id: str, new_len: int) -> None:
         """Shorten a sequence on every stage; where that fails, see `StageError`."""
         if new_len < 0:
             raise InvalidInputError(f"new_len is {new_len}; expected at least 0")
         with self._ready():
-            self._on_all("truncate", lambda stage: stage.truncate(seq_id, new_len))
+            self._on_all(
+                Truncate(seq_id, new_len), [seq_id], partial(self.ledger.truncate, seq_id, new_len)
+            )
 
     def release(self, seq_id: str) -> None:
         """Forget a sequence on every stage; where that fails, see `StageError`."""
         with self._ready():
-            self._on_all("release", partial(_release, seq_id))
+            self._release([seq_id])
 
-    def abandon(self, seq_ids: Sequence[str]) -> None:
+    def _release(self, ids: Sequence[str]) -> None:
+        self._on_all(Release(ids), ids, partial(self.ledger.release, ids))
+
+    def abandon(self, seq_ids: Iterable[str]) -> None:
         """Have sequences released by the next call; safe wherever a finaliser may run."""
         self._abandoned.extend(seq_ids)
 
@@ -190,50 +261,59 @@ class PipelineEngine:
     def reset(self) -> None:
         """Forget every sequence; also what mends a pipeline that could not restore its caches."""
         with self._ready(mending=True):
-            self._on_all("reset", lambda stage: stage.reset())
+            self.resets += 1
+            self._on_all(Reset(), (), self.ledger.reset)
+            self._abandoned.clear()
             self._broken = None
 
     def cache_len(self, seq_id: str) -> int:
         """Committed positions of a sequence, 0 if unknown."""
         with self._ready():
-            return common_lengths(self.stages, [seq_id])[seq_id]
+            return self.ledger.lengths([seq_id])[seq_id]
 
     def kv_capacity(self) -> int:
         """Most positions that one sequence may hold: the least over the stages."""
         with self._ready():
-            return min(stage.kv_capacity() for stage in self.stages)
+            return self.ledger.capacity
 
     def sequence_ids(self) -> list[str]:
         """Known sequences, oldest first."""
         with self._ready():
-            return self.stages[0].cache.sequence_ids()
+            return self.ledger.ids()
 
-    def _on_all(self, operation: str, work: Callable[[Stage], None]) -> None:
+    def _on_all(self, chore: Chore, ids: Sequence[str], book: Callable[[], None]) -> None:
         """Do something that may be done twice; if it is interrupted, the next call finishes it."""
-        self._unfinished = partial(self._everywhere, operation, work)
+        self._unfinished = partial(self._do_on_all, chore, ids, book)
         try:
-            self._everywhere(operation, work)
+            self._do_on_all(chore, ids, book)
         except StageError:
             self._unfinished = None  # tried on every stage; doing it again would fail again
             raise
         self._unfinished = None
 
-    def _everywhere(self, operation: str, work: Callable[[Stage], None]) -> None:
-        """Do `work` on every stage, whatever the others do; then raise the first failure."""
-        tickets = [
-            self.crew.submit(index, partial(work, stage)) for index, stage in enumerate(self.stages)
-        ]
-        for ticket in tickets:
-            ticket.wait()
-        for index, ticket in enumerate(tickets):
-            if (error := ticket.error) is not None:
-                raise StageError(index, operation, error) from error
+    def _do_on_all(self, chore: Chore, ids: Sequence[str], book: Callable[[], None]) -> None:
+        failure = self._everywhere(chore)
+        book()
+        if failure is not None:
+            for seq_id in ids:
+                self.ledger.torn[seq_id] = (
+                    f"stage {failure.stage} failed to {chore.name} sequence {seq_id!r}; release "
+                    "it, as its stages no longer agree"
+                )
+            raise failure from failure.cause
+
+    def _everywhere(self, chore: Chore) -> StageError | None:
+        """Do a chore on every stage, whatever it does on the others; the first stage's failure."""
+        call = Call(self.stage_count)
+        self._send(call, [chore])
+        call.wait()
+        return call.failure
 
     # Life
 
     @contextmanager
     def _ready(self, *, mending: bool = False) -> Iterator[None]:
-        """One call at a time, on an open pipeline whose stages are settled."""
+        """One call at a time, on an open pipeline that owes nothing."""
         if self._mine:
             raise LamellaError("the pipeline is in the middle of another call of this thread")
         with self._alone():
@@ -256,7 +336,7 @@ class PipelineEngine:
             finally:
                 if self._close_owed:
                     self._close_owed = False
-                    self._close_crew()
+                    self._close_line()
                 self._owner = None
 
     @property
@@ -277,9 +357,12 @@ class PipelineEngine:
         self._unfinished = None
 
     def _release_abandoned(self) -> None:
-        while self._abandoned and self._broken is None:
-            seq_id = self._abandoned.popleft()
-            self._on_all("release", partial(_release, seq_id))
+        if not self._abandoned or self._broken is not None:
+            return
+        ids = list(self._abandoned)
+        self._release(ids)
+        for _ in ids:  # only now, as an interrupt may have come before
+            self._abandoned.popleft()
 
     @property
     def closed(self) -> bool:
@@ -287,25 +370,20 @@ class PipelineEngine:
         return self._closed
 
     def close(self) -> None:
-        """Stop a call that is under way, end the workers, refuse further calls; again is fine.
+        """Stop what is under way, end the workers, refuse further calls; again is fine.
 
         From within a call, as a signal handler may come, it returns at once and the call's end
         ends the workers.
         """
         self._closed = True
-        under_way = self._flight
-        if under_way is not None:
-            under_way.stop()
+        for call in list(self._aloft.values()):
+            call.stop()
         if self._mine:
             self._close_owed = True
             return
         with self._alone():
-            self._close_crew()
+            self._close_line()
 
-    def _close_crew(self) -> None:
-        if late := self.crew.close():
+    def _close_line(self) -> None:
+        if late := self.line.close():
             warnings.warn(f"still at work after close: {late}", ResourceWarning, stacklevel=4)
-
-
-def _release(seq_id: str, stage: Stage) -> None:
-    stage.release(seq_id)

@@ -11,13 +11,16 @@ from kernels.errors import InvalidInputError
 from model.sampling import SamplingParams
 from model.stopping import StopCondition, StopWatch
 from model.tokenizer import Tokenizer
-from pipeline.choosing import Chooser
 from pipeline.engine import PipelineEngine
 from pipeline.prompts import PromptLike, check_fit, read_prompts
-from pipeline.scheduler import Completion, GenerationEvent, Scheduler
+from pipeline.scheduler import Limits, Scheduler
+from pipeline.sequences import Completion, GenerationEvent
+from pipeline.steering import Steering
 from pipeline.validation import as_int
 
 DEFAULT_MAX_BATCH = 32
+DEFAULT_PREFILL_CHUNK = 256
+"""Tokens. Fixed, as a prompt's last bits depend on where its chunks begin."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class GenerationStream(Iterator[GenerationEvent]):
     def __init__(
         self,
         engine: PipelineEngine,
+        steering: Steering,
         tokenizer: Tokenizer | None,
         prompts: PromptLike | Sequence[PromptLike],
         *,
@@ -60,15 +64,22 @@ class GenerationStream(Iterator[GenerationEvent]):
         stop: str | Sequence[str],
         stop_token_ids: Sequence[int] | None,
         max_batch: int | None,
+        prefill_chunk: int | None,
         add_special_tokens: bool,
+        on_error: str,
         snapshot: Callable[[], dict[str, Any]],
         own_id: Callable[[str], str],
     ) -> None:
-        config = engine.stages[0].config
+        config = engine.config
         max_new_tokens = _at_least_one("max_new_tokens", max_new_tokens)
         max_batch = _at_least_one(
             "max_batch", DEFAULT_MAX_BATCH if max_batch is None else max_batch
         )
+        prefill_chunk = _at_least_one(
+            "prefill_chunk", DEFAULT_PREFILL_CHUNK if prefill_chunk is None else prefill_chunk
+        )
+        if on_error not in ("raise", "report"):
+            raise InvalidInputError(f"on_error is {on_error!r}; expected raise or report")
         if stop_token_ids is None:
             stop_token_ids = (tokenizer or config).eos_token_ids
         condition = StopCondition(stop_token_ids, stop)
@@ -90,12 +101,13 @@ class GenerationStream(Iterator[GenerationEvent]):
         self._events: deque[GenerationEvent] = deque()
         self._scheduler = Scheduler(
             engine,
+            steering,
             read,
-            Chooser(sampling or SamplingParams()),
-            max_new_tokens=max_new_tokens,
-            max_batch=max_batch,
+            sampling or SamplingParams(),
+            Limits(max_new_tokens, max_batch, prefill_chunk),
             watch=watch,
             own_id=lambda: own_id("generate"),
+            report=on_error == "report",
         )
         self._closed = False
 
@@ -137,8 +149,7 @@ class GenerationStream(Iterator[GenerationEvent]):
 
     def _give_up(self) -> None:
         if self._scheduler is not None:
-            held, self._scheduler.held = self._scheduler.held, []
-            self._engine.abandon(held)
+            self._engine.abandon(self._scheduler.stop())
 
     def __del__(self) -> None:
         # May run in any thread, in the middle of anything: the next call releases.

@@ -10,23 +10,28 @@ from typing import Any
 
 import torch
 
+from kernels.errors import InvalidInputError
 from model.config import LlamaConfig
 from model.sampling import SamplingParams
 from model.stage import DecodeRow, Progress
 from model.tokenizer import Tokenizer
-from pipeline.bridge import HostBridge
+from pipeline.auto import AutoMode
+from pipeline.bridges.opening import open_bridge
 from pipeline.checks import check_stages, placement_of
 from pipeline.crew import Crew
 from pipeline.engine import PipelineEngine
 from pipeline.generation import GenerationResult, GenerationStream, run_to_end
 from pipeline.hidden import PipelineHidden
 from pipeline.interfaces import Stage
+from pipeline.ledger import Ledger
+from pipeline.line import ThreadLine
 from pipeline.loading import load_pieces
 from pipeline.modes import LlamaPipelineMode, resolve_bridge
 from pipeline.placement import Placement
 from pipeline.profile import DecodeProfile, profile_enabled
 from pipeline.splits import Splits
-from pipeline.threads import stage_threads
+from pipeline.steering import Steering
+from pipeline.timeline import Recorder, Timeline
 from pipeline.validation import RESERVED, as_int, as_rows, as_tokens, check_id
 from pipeline.work import Answer
 
@@ -46,9 +51,12 @@ class LlamaPipeline:
     Args:
         stages: the model's stages, in order.
         placement: where they are and the mode; by default as they are, in the default mode.
-        threads: intra-op threads, for all stages or one number each. By default every stage of
-            "batch" gets all usable cores, and the stages of "overlapped" share them.
-        bridge: "auto" or "host".
+        threads: intra-op threads, for all stages or one number each. By default every stage gets
+            all usable cores while the stages run in turn, and they share them while they run at
+            once.
+        bridge: "auto", "host", "cuda_device_staged" or "cuda_peer".
+        bridge_dtype: of hidden states on their way: "fp32", or "bf16" with half the bytes.
+        groups: of sequences in flight in mode "continuous"; by default as many as stages.
         tokenizer: for `generate` from text.
         crew: the workers that the stages were loaded in; the pipeline closes them.
     """
@@ -60,6 +68,8 @@ class LlamaPipeline:
         *,
         threads: int | Sequence[int] | None = None,
         bridge: str = "auto",
+        bridge_dtype: str = "fp32",
+        groups: int | None = None,
         tokenizer: Tokenizer | None = None,
         crew: Crew | None = None,
     ) -> None:
@@ -68,18 +78,30 @@ class LlamaPipeline:
             placement = placement_of(stages)
         check_stages(stages, placement)
         resolve_bridge(bridge)
+        if groups is not None and as_int(groups, "groups") < 1:
+            raise InvalidInputError(f"groups is {groups}; expected 1 or more")
+        mode, count, config = placement.mode, len(stages), stages[0].config
         if crew is None:
-            crew = Crew(placement.mode, stage_threads(placement.mode, len(stages), threads))
+            crew = Crew.of(mode, count, threads)
         try:
-            host = HostBridge(stages[0].config.hidden_size, [stage.device for stage in stages])
-            host.probe()
+            devices = [stage.device for stage in stages]
+            links = open_bridge(bridge, config.hidden_size, devices, bridge_dtype)
+            links.probe()
         except BaseException:
             crew.close()
             raise
         self._closer = weakref.finalize(self, crew.close)
+        recorder = Recorder(count)
+        line = ThreadLine(stages, crew, links, recorder)
+        profile = DecodeProfile(profile_enabled())
         self._engine = PipelineEngine(
-            stages, placement.mode, crew, host, DecodeProfile(profile_enabled())
+            config, mode, line, Ledger.of(stages), links.name, profile, recorder
         )
+        auto = None
+        if mode is LlamaPipelineMode.AUTO:
+            auto = AutoMode(count, row_bytes=4 * config.hidden_size)
+        self._steering = Steering(mode, count, self._engine.arrange, groups=groups, auto=auto)
+        self._stages = stages
         self._placement = placement
         self._tokenizer = tokenizer
         self._numbers = itertools.count()
@@ -96,6 +118,8 @@ class LlamaPipeline:
         mode: LlamaPipelineMode | str | None = None,
         impl: str = "auto",
         bridge: str = "auto",
+        bridge_dtype: str = "fp32",
+        groups: int | None = None,
         threads: int | Sequence[int] | None = None,
         dtype: str = "auto",
         block_size: int = 16,
@@ -113,8 +137,9 @@ class LlamaPipeline:
             devices: CUDA ordinals, one per stage; None (or "cpu" in text) is the default device.
             kv_dtype, impl, dtype, block_size, kv_tokens, max_seq_len, cuda_graphs: see
                 `LlamaStage.load`.
-            mode: "batch" or "overlapped"; by default overlapped for two stages.
-            bridge, threads: see `LlamaPipeline`.
+            mode: "batch", "overlapped", "continuous", or "auto", the default, which takes
+                whichever of them measurements say is fastest.
+            bridge, bridge_dtype, groups, threads: see `LlamaPipeline`.
             progress: told of every tensor read, with its bytes; called from the workers.
 
         Raises:
@@ -126,7 +151,7 @@ class LlamaPipeline:
             stages=stages,
             splits=splits,
             devices=devices,
-            mode=mode,
+            mode=LlamaPipelineMode.AUTO if mode is None else mode,
             impl=impl,
             threads=threads,
             progress=progress,
@@ -144,6 +169,8 @@ class LlamaPipeline:
                 pieces.stages,
                 pieces.placement,
                 bridge=bridge,
+                bridge_dtype=bridge_dtype,
+                groups=groups,
                 tokenizer=pieces.tokenizer,
                 crew=pieces.crew,
             )
@@ -242,7 +269,15 @@ class LlamaPipeline:
                 "layout": PipelineHidden.LAYOUT,
             },
             "pipeline_decode": self._engine.stats.json(),
+            "pipeline_mode": self._steering.json(),
         }
+
+    def timeline(self, last_s: float | None = None) -> Timeline:
+        """What every stage did when, over the last so many seconds of work, or all that is kept."""
+        timeline = self._engine.recorder.timeline()
+        if last_s is None or last_s >= timeline.seconds:
+            return timeline
+        return timeline.between(timeline.seconds - last_s, timeline.seconds)
 
     # Text
 
@@ -255,7 +290,9 @@ class LlamaPipeline:
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
         max_batch: int | None = None,
+        prefill_chunk: int | None = None,
         add_special_tokens: bool = True,
+        on_error: str = "raise",
     ) -> GenerationResult:
         """Continue prompts, as many at once as fit, and return them in their order.
 
@@ -266,7 +303,11 @@ class LlamaPipeline:
             stop: texts that end a completion, and are left out of it.
             stop_token_ids: tokens that end a completion; by default the model's own.
             max_batch: most sequences at once; 32 by default.
+            prefill_chunk: most tokens of a prompt that go through the stages at once; 256 by
+                default. Longer prompts go in chunks, so that others can decode in between.
             add_special_tokens: whether texts are encoded with the tokenizer's own, such as bos.
+            on_error: "raise", or "report": a step that fails ends its own sequences, with
+                `finish_reason` "error" and the `error` said, and all others go on.
 
         Raises:
             InvalidInputError: names what is wrong with an argument.
@@ -280,7 +321,9 @@ class LlamaPipeline:
                 stop=stop,
                 stop_token_ids=stop_token_ids,
                 max_batch=max_batch,
+                prefill_chunk=prefill_chunk,
                 add_special_tokens=add_special_tokens,
+                on_error=on_error,
             )
         )
 
@@ -293,11 +336,14 @@ class LlamaPipeline:
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
         max_batch: int | None = None,
+        prefill_chunk: int | None = None,
         add_special_tokens: bool = True,
+        on_error: str = "raise",
     ) -> GenerationStream:
         """As `generate`, as an iterator of `GenerationEvent`; bad input raises at once."""
         return GenerationStream(
             self._engine,
+            self._steering,
             self._tokenizer,
             prompts,
             max_new_tokens=max_new_tokens,
@@ -305,7 +351,9 @@ class LlamaPipeline:
             stop=stop,
             stop_token_ids=stop_token_ids,
             max_batch=max_batch,
+            prefill_chunk=prefill_chunk,
             add_special_tokens=add_special_tokens,
+            on_error=on_error,
             snapshot=self.cache_metrics_snapshot,
             own_id=self._own_id,
         )
@@ -320,7 +368,7 @@ class LlamaPipeline:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order. Change their caches through the pipeline alone."""
-        return self._engine.stages
+        return self._stages
 
     @property
     def placement(self) -> Placement:
@@ -330,7 +378,7 @@ class LlamaPipeline:
     @property
     def threads(self) -> list[int]:
         """Intra-op threads of each stage."""
-        return list(self._engine.crew.threads)
+        return self._engine.line.threads
 
     @property
     def tokenizer(self) -> Tokenizer | None:

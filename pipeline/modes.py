@@ -8,10 +8,12 @@ from kernels.errors import InvalidInputError, UnsupportedError
 
 
 class LlamaPipelineMode(StrEnum):
-    """How the rows of one decode call flow through the stages."""
+    """How decode steps flow through the stages."""
 
-    BATCH = "batch"
-    OVERLAPPED = "overlapped"
+    BATCH = "batch"  # one step at a time, the stages in turn
+    OVERLAPPED = "overlapped"  # one step at a time, cut into microbatches that overlap
+    CONTINUOUS = "continuous"  # groups of sequences, each with a step of its own under way
+    AUTO = "auto"  # whichever of these a cost model, fitted to measurements, predicts is fastest
 
     @classmethod
     def parse(cls, text: object) -> LlamaPipelineMode:
@@ -19,7 +21,7 @@ class LlamaPipelineMode(StrEnum):
 
         Raises `InvalidInputError` that quotes any other value.
         """
-        must = "layer_split_pipeline_mode must be batch or overlapped"
+        must = "layer_split_pipeline_mode must be batch, overlapped, continuous or auto"
         if not isinstance(text, str):
             raise InvalidInputError(f"{must}, got {text!r}")
         name = text.strip().lower()
@@ -30,7 +32,7 @@ class LlamaPipelineMode(StrEnum):
 
     @classmethod
     def default_for_stage_count(cls, stage_count: int) -> LlamaPipelineMode:
-        """Overlapped for two stages, batch for any other number."""
+        """The origin's choice of two: overlapped for two stages, batch for any other number."""
         return cls.OVERLAPPED if stage_count == 2 else cls.BATCH
 
 

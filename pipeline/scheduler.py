@@ -1,139 +1,105 @@
-"""Continuous batching: who runs, who waits, and when a waiting prompt is let in.
+"""Continuous batching: who runs, who waits, and what is sent down the line next.
 
 Room for a whole completion is reserved when a prompt is let in, so a running sequence never has to
-make way. Prompts are let in in their order, as soon as a finished sequence leaves room.
+make way. Prompts are let in in their order, as soon as a finished sequence leaves room, and
+prefilled in chunks that flow through the stages between decode steps. Running sequences are in
+groups: one, of which one step is under way at a time, or several, each with a step of its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from kernels.errors import CapacityError, InvalidInputError
-from model.stage import DecodeRow
-from model.stopping import FinishReason, StopWatch
-from pipeline.choosing import Chooser
+from model.sampling import SamplingParams
+from model.stopping import StopWatch
+from pipeline.choosing import next_tokens
 from pipeline.engine import PipelineEngine
+from pipeline.errors import StageError
+from pipeline.groups import Group, Groups
+from pipeline.job import Call
 from pipeline.prompts import Prompt
+from pipeline.schedule import Plan
+from pipeline.sequences import Completion, GenerationEvent, Rate, Running
+from pipeline.steering import Steering
+from pipeline.work import Decode, Prefill
 
 
 @dataclass(frozen=True)
-class GenerationEvent:
-    """A new token of a prompt's completion, and the text that became final with it."""
+class Limits:
+    """What a run may take.
 
-    index: int
-    token: int
-    text: str
-    finish_reason: FinishReason | None
+    Args:
+        max_new_tokens: of each prompt.
+        max_batch: sequences at once.
+        prefill_chunk: most tokens of one prefill.
+    """
 
-
-@dataclass(frozen=True)
-class Completion:
-    """A finished completion: its text, and its tokens with the stop token, if one ended it."""
-
-    prompt: str | list[int]
-    text: str
-    tokens: list[int]
-    finish_reason: FinishReason
-    index: int
+    max_new_tokens: int
+    max_batch: int
+    prefill_chunk: int
 
 
 @dataclass
-class Running:
-    """A sequence that has been let in."""
+class _Flight:
+    """A call that was sent off: a decode step of a group, a prefill, or a release."""
 
-    seq_id: str
-    prompt: Prompt
-    watch: StopWatch
-    tokens: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-    @property
-    def stream(self) -> int:
-        """Stream of its random draws."""
-        return self.prompt.index
-
-    @property
-    def prompt_tokens(self) -> list[int]:
-        """Tokens that were given."""
-        return self.prompt.tokens
-
-    def row(self) -> DecodeRow:
-        """Its row of the next decode batch: the last token, at the position it takes."""
-        return DecodeRow(
-            self.seq_id, self.tokens[-1], len(self.prompt.tokens) + len(self.tokens) - 1
-        )
-
-    def push(self, token: int) -> GenerationEvent:
-        """Take the next token."""
-        self.tokens.append(token)
-        text = self.watch.push(token)
-        self.texts.append(text)
-        return GenerationEvent(self.prompt.index, token, text, self.watch.finish_reason)
-
-    def completion(self, reason: FinishReason) -> Completion:
-        """What came out."""
-        return Completion(
-            self.prompt.given, "".join(self.texts), self.tokens, reason, self.prompt.index
-        )
-
-
-@dataclass
-class Rate:
-    """Tokens and the seconds they took."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-
-    def add(self, tokens: int, since: float) -> None:
-        """Count `tokens` that took from `since` on the `time.perf_counter` clock until now."""
-        self.tokens += tokens
-        self.seconds += time.perf_counter() - since
-
-    def json(self) -> dict[str, float | int | None]:
-        """Tokens, seconds and their ratio."""
-        return {
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
-        }
+    call: Call
+    members: Sequence[Running] = ()
+    group: Group | None = None
+    plan: Plan | None = None
+    tokens: int = 0  # that a prefill appends
+    ends: Sequence[Running] = ()  # whose prompts are complete with it
 
 
 class Scheduler:
-    """Runs prompts to their ends, at most `max_batch` at once.
+    """Runs prompts to their ends.
 
     Args:
         engine: of the pipeline.
+        steering: says how decode steps are run, and is told what they took.
         prompts: all of them fit on their own.
-        chooser: of tokens.
-        max_new_tokens: of each prompt.
-        max_batch: sequences at once.
+        sampling: how tokens are drawn.
+        limits: on the run.
         watch: makes the watch of a new sequence.
         own_id: makes the id of a new sequence.
+        drawn: tokens that an earlier run drew, by prompt; they are prefilled after the prompt.
+        report: whether a failing step ends its own sequences with an error instead of the run.
     """
 
     def __init__(
         self,
         engine: PipelineEngine,
+        steering: Steering,
         prompts: Sequence[Prompt],
-        chooser: Chooser,
+        sampling: SamplingParams,
+        limits: Limits,
         *,
-        max_new_tokens: int,
-        max_batch: int,
         watch: Callable[[], StopWatch],
         own_id: Callable[[], str],
+        drawn: Mapping[int, Sequence[int]] | None = None,
+        report: bool = False,
     ) -> None:
         self._engine = engine
-        self._chooser = chooser
-        self._max_new_tokens = max_new_tokens
-        self._max_batch = max_batch
+        self._steering = steering
+        self._sampling = sampling
+        self._limits = limits
         self._watch = watch
         self._own_id = own_id
+        self._drawn = drawn or {}
+        self._report = report
+        self._resets = engine.resets
         self._waiting = deque(prompts)
-        self._running: list[Running] = []
+        self._entering: deque[Running] = deque()  # let in, not all of their prompt sent
+        self._groups = Groups()
+        self._flights: deque[_Flight] = deque()  # in the order in which they land
         self._full = False  # no room when last asked, and nobody left since
+        self._landed_ns = 0  # when the last flight landed, or the first was sent
+        self._prefilled_last = False
+        self._trouble: Exception | None = None
         self.held: list[str] = []  # ids of sequences that take room
         self.completions: list[Completion] = []
         self.prefill_rate, self.decode_rate = Rate(), Rate()
@@ -142,64 +108,195 @@ class Scheduler:
     @property
     def done(self) -> bool:
         """Whether every prompt has come to its end."""
-        return not self._waiting and not self._running
+        return not (self._waiting or self._flights or self._trouble or self.held)
 
     def step(self) -> list[GenerationEvent]:
-        """Let the next prompt in, if there is room, or else decode a token of each running one."""
-        if self._waiting and len(self._running) < self._max_batch and not self._full:
-            admitted = self._admit()
-            if admitted is not None:
-                return [admitted]
-        return self._decode()
-
-    def _admit(self) -> GenerationEvent | None:
-        prompt = self._waiting[0]
-        seq_id = self._own_id()
-        self.held.append(seq_id)
+        """Keep the stages busy and wait for what lands next; the tokens that it brings."""
+        if self._trouble is not None:
+            raise self._trouble
+        if self._engine.resets != self._resets:
+            raise InvalidInputError("the pipeline was reset during generate")
+        if not self._flights:
+            self._feed()
+        events = self._land(self._flights.popleft()) if self._flights else []
         try:
-            self._engine.prepare(seq_id, prompt.positions(self._max_new_tokens))
-        except CapacityError as error:
-            self.held.remove(seq_id)
-            if not self._running:
-                raise CapacityError(
-                    f"prompt {prompt.index} does not fit beside the sequences that the pipeline "
-                    f"holds already: {error}"
-                ) from error
-            self._full = True
-            return None
-        self._waiting.popleft()
-        start = time.perf_counter()
-        output = self._engine.prefill(seq_id, prompt.tokens, self._chooser.answer)
-        running = Running(seq_id, prompt, self._watch())
-        [token] = self._chooser.choose(output, [running])
-        self.prefill_rate.add(len(prompt.tokens), start)
-        self._running.append(running)
-        self.running_max = max(self.running_max, len(self._running))
-        return self._take([token], [running])[0]
-
-    def _decode(self) -> list[GenerationEvent]:
-        start = time.perf_counter()
-        running = list(self._running)
-        rows = [sequence.row() for sequence in running]
-        try:
-            output = self._engine.decode(rows, self._chooser.answer, single=len(rows) == 1)
-        except InvalidInputError:
-            if {row.id for row in rows} <= {*self._engine.sequence_ids()}:
+            self._feed()  # before the caller looks at the events, as stages should not wait for it
+        except Exception as error:
+            if not events:
                 raise
-            raise InvalidInputError("the pipeline was reset during generate") from None
-        tokens = self._chooser.choose(output, running)
-        self.decode_rate.add(len(tokens), start)
-        return self._take(tokens, running)
+            self._trouble = error  # the events come first
+        return events
 
-    def _take(self, tokens: Sequence[int], running: Sequence[Running]) -> list[GenerationEvent]:
-        events = []
-        for sequence, token in zip(running, tokens, strict=True):
+    def stop(self) -> list[str]:
+        """Let nothing that is under way begin any more; the ids that are to be released."""
+        for flight in self._flights:
+            flight.call.stop()
+        self._flights.clear()
+        held, self.held = self.held, []
+        return held
+
+    # What to send
+
+    def _feed(self) -> None:
+        """Send all that should be under way now."""
+        self._admit()
+        if not self._flights:
+            self._landed_ns = time.perf_counter_ns()
+        way = self._steering.way(self._groups.members)
+        self._groups.resize(way.groups if way.mode == "continuous" else 1)
+        while self._prefill_is_next(way.mode) and self._launch_prefill():
+            pass
+        while self._decode_may_go(way.mode) and (group := self._groups.next_idle()) is not None:
+            self._launch_decode(group)
+        if way.mode == "continuous" and self._prefills_aloft() == 0:
+            self._launch_prefill()
+
+    def _prefill_is_next(self, mode: str) -> bool:
+        """Whether to prefill before decoding on.
+
+        While more sequences enter than run, decode steps would read all weights for few rows;
+        later chunks and decode steps take turns, so that running sequences are not kept waiting.
+        """
+        if not self._entering:
+            return False
+        if len(self._entering) >= len(self._groups):
+            return self._groups.aloft == 0 and self._prefills_aloft() < self._engine.stage_count + 1
+        return mode != "continuous" and not self._flights and not self._prefilled_last
+
+    def _decode_may_go(self, mode: str) -> bool:
+        if mode == "continuous":
+            return len(self._entering) < len(self._groups)
+        return not any(flight.tokens or flight.group for flight in self._flights)
+
+    def _prefills_aloft(self) -> int:
+        return sum(flight.tokens > 0 for flight in self._flights)
+
+    def _admit(self) -> None:
+        """Let prompts in, in their order, as long as there is room."""
+        while self._waiting and not self._full and len(self.held) < self._limits.max_batch:
+            prompt = self._waiting[0]
+            seq_id = self._own_id()
+            drawn = list(self._drawn.get(prompt.index, ()))
+            self.held.append(seq_id)
+            try:
+                self._engine.reserve(seq_id, prompt.positions(self._limits.max_new_tokens))
+            except CapacityError as error:
+                self.held.remove(seq_id)
+                if not self.held:
+                    raise CapacityError(
+                        f"prompt {prompt.index} does not fit beside the sequences that the "
+                        f"pipeline holds already: {error}"
+                    ) from error
+                self._full = True
+                return
+            self._waiting.popleft()
+            watch = self._watch()
+            texts = [watch.push(token) for token in drawn]
+            self._entering.append(Running(seq_id, prompt, watch, drawn, texts))
+
+    def _launch_prefill(self) -> bool:
+        """Send the next chunk of a long prompt, or several short prompts; False if none is left."""
+        if not self._entering:
+            return False
+        chunk = self._limits.prefill_chunk
+        members, budget = [self._entering[0]], chunk
+        if len(members[0].given) > chunk:
+            if members[0].sent + chunk >= len(members[0].given):
+                self._entering.popleft()
+        else:
+            members = []
+            while self._entering and len(self._entering[0].given) <= budget:
+                members.append(self._entering.popleft())
+                budget -= len(members[-1].given)
+        pieces = [member.piece(chunk) for member in members]
+        ends = [member for member, piece in zip(members, pieces, strict=True) if piece.ends]
+        work = Prefill(pieces, next_tokens(self._sampling, ends))
+        tokens = work.row_count
+        self._flights.append(
+            _Flight(self._engine.launch([work]), members, tokens=tokens, ends=ends)
+        )
+        self._prefilled_last = True
+        return True
+
+    def _launch_decode(self, group: Group) -> None:
+        members = list(group.members)
+        plan = self._steering.plan(len(members))
+        rows = [member.row() for member in members]
+        works = [
+            Decode(rows[part], next_tokens(self._sampling, members[part]))
+            for part in plan.slices(len(rows))
+        ]
+        call = self._engine.launch(works)
+        group.aloft = True
+        self._prefilled_last = False
+        self._flights.append(_Flight(call, members, group=group, plan=plan))
+
+    # What came back
+
+    def _land(self, flight: _Flight) -> list[GenerationEvent]:
+        if flight.group is not None:
+            flight.group.aloft = False
+        try:
+            output = self._engine.land(flight.call)
+        except StageError as error:
+            if not self._report or not flight.members:
+                raise
+            return self._end_with_error(flight.members, error)
+        if not flight.members:
+            return []
+        now = time.perf_counter_ns()
+        elapsed_ns, self._landed_ns = now - self._landed_ns, now
+        if flight.plan is not None:
+            return self._decoded(flight, flight.plan, output.tolist(), elapsed_ns)
+        self._steering.disturbed()
+        self.prefill_rate.add(flight.tokens, elapsed_ns / 1e9)
+        for sequence in flight.ends:
+            self._groups.add(sequence)
+        self.running_max = max(self.running_max, len(self._groups))
+        return self._take(output.tolist(), flight.ends)
+
+    def _decoded(
+        self, flight: _Flight, plan: Plan, tokens: list[int], elapsed_ns: int
+    ) -> list[GenerationEvent]:
+        rows = len(flight.members)
+        self.decode_rate.add(rows, elapsed_ns / 1e9)
+        self._engine.record(flight.call, rows, plan, elapsed_ns, profiled=rows > 1)
+        self._steering.landed(flight.call, plan, self._groups.members)
+        return self._take(tokens, flight.members)
+
+    def _take(self, tokens: Sequence[int], sequences: Sequence[Running]) -> list[GenerationEvent]:
+        events, gone = [], []
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if sequence.seq_id not in self.held:  # it has failed since
+                continue
             event = sequence.push(token)
             events.append(event)
             if event.finish_reason is not None:
                 self.completions.append(sequence.completion(event.finish_reason))
-                self._running.remove(sequence)
-                self._engine.release(sequence.seq_id)
-                self.held.remove(sequence.seq_id)
-                self._full = False
+                gone.append(sequence)
+        self._let_go(gone)
         return events
+
+    def _end_with_error(
+        self, members: Sequence[Running], error: StageError
+    ) -> list[GenerationEvent]:
+        """End sequences whose step failed; all others go on."""
+        gone = [member for member in members if member.seq_id in self.held]
+        for sequence in gone:
+            self.completions.append(sequence.completion("error", str(error)))
+        self._entering = deque(one for one in self._entering if one not in gone)
+        self._let_go(gone)
+        return [GenerationEvent(one.prompt.index, None, "", "error") for one in gone]
+
+    def _let_go(self, gone: Sequence[Running]) -> None:
+        """Release sequences, after whatever is under way for them."""
+        if not gone:
+            return
+        for sequence in gone:
+            self._groups.remove(sequence)
+        ids = [sequence.seq_id for sequence in gone]
+        call = self._engine.let_go(ids)
+        for seq_id in ids:  # only now, as an interrupt may have come before
+            self.held.remove(seq_id)
+        self._full = False
+        self._flights.append(_Flight(call))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.bridge import BridgeTiming
+from pipeline.bridges.link import BridgeTiming
 from pipeline.schedule import Plan
 from pipeline.trace import StageTrace, concurrency
 

@@ -6,10 +6,20 @@ import os
 from collections.abc import Iterable, Sequence
 
 from kernels.errors import InvalidInputError
+from pipeline.candidates import Arrangement
 from pipeline.modes import LlamaPipelineMode
 from pipeline.validation import as_int
 
-SHARE_WORKER_IN_BATCH_MODE = True
+SHARE_WORKER_IN_TURNS = True
+
+
+def arrangements(mode: LlamaPipelineMode, stage_count: int) -> list[Arrangement]:
+    """The arrangements that a mode needs, the one that it begins with first."""
+    if mode is LlamaPipelineMode.BATCH or stage_count == 1:
+        return [Arrangement.TURNS]
+    if mode is LlamaPipelineMode.AUTO:
+        return [Arrangement.TURNS, Arrangement.TOGETHER]
+    return [Arrangement.TOGETHER]
 
 
 def usable_cores() -> int:
@@ -23,17 +33,17 @@ def usable_cores() -> int:
 
 
 def stage_threads(
-    mode: LlamaPipelineMode, stage_count: int, threads: int | Sequence[int] | None = None
+    arrangement: Arrangement, stage_count: int, threads: int | Sequence[int] | None = None
 ) -> list[int]:
     """Intra-op threads of each stage.
 
-    By default every stage of "batch" takes all usable cores, as the stages run in turn, and the
-    stages of "overlapped" share them, as they run at once. `threads` overrides, one number for
-    all or one per stage. Raises `InvalidInputError` for a number below 1 or a wrong count.
+    By default every stage takes all usable cores where the stages run in turn, and they share them
+    where they run at once. `threads` overrides, one number for all or one per stage. Raises
+    `InvalidInputError` for a number below 1 or a wrong count.
     """
     if threads is None:
         cores = usable_cores()
-        share = cores if mode is LlamaPipelineMode.BATCH else max(1, cores // stage_count)
+        share = cores if arrangement is Arrangement.TURNS else max(1, cores // stage_count)
         return [share] * stage_count
     given = list(threads) if isinstance(threads, Iterable) else [threads] * stage_count
     counts = [as_int(count, f"threads of stage {stage}") for stage, count in enumerate(given)]
@@ -47,14 +57,14 @@ def stage_threads(
     return counts
 
 
-def worker_of_stage(mode: LlamaPipelineMode, threads: Sequence[int]) -> list[int]:
+def worker_of_stage(arrangement: Arrangement, threads: Sequence[int]) -> list[int]:
     """Index of the worker that serves each stage, given the stages' intra-op threads.
 
     One each where stages work at the same time, or differ in threads; one for all where they run
     in turn: a worker each would only add wake-ups, and OpenMP pools whose idle threads disturb the
     stage at work.
     """
-    in_turn = mode is LlamaPipelineMode.BATCH and SHARE_WORKER_IN_BATCH_MODE
+    in_turn = arrangement is Arrangement.TURNS and SHARE_WORKER_IN_TURNS
     if in_turn and len(set(threads)) == 1:
         return [0] * len(threads)
     return list(range(len(threads)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.bridge import BridgeTiming
+from pipeline.bridges.link import BridgeTiming
 
 Span = tuple[int, int]
 """Start and end on the `time.perf_counter_ns` clock."""

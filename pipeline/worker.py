@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -67,12 +65,11 @@ class StageWorker:
     def __init__(self, name: str, threads: int = 1) -> None:
         self.name = name
         self._queue: SimpleQueue[Ticket[object] | None] = SimpleQueue()
-        self._clock = _Clock()
         self._lock = threading.Lock()
         self._closed = False
-        # Only the queue and the clock go to the thread: a worker that nobody holds can be freed.
+        # Only the queue goes to the thread: a worker that nobody holds can be freed.
         self._thread = threading.Thread(
-            target=_serve, args=(self._queue, self._clock, threads), name=name, daemon=True
+            target=_serve, args=(self._queue, threads), name=name, daemon=True
         )
         self._thread.start()
 
@@ -84,25 +81,6 @@ class StageWorker:
                 raise LamellaError(f"worker {self.name!r} is closed")
             self._queue.put(ticket)  # type: ignore[arg-type]
         return ticket
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Used inside work: time spent in here counts as idle, not as busy."""
-        start = time.perf_counter_ns()
-        try:
-            yield
-        finally:
-            self._clock.waited_ns += time.perf_counter_ns() - start
-
-    @property
-    def busy_ns(self) -> int:
-        """Time spent in work, without its waiting."""
-        return self._clock.working_ns - self._clock.waited_ns
-
-    @property
-    def idle_ns(self) -> int:
-        """Time spent without work or waiting inside it, up to the last work's end."""
-        return self._clock.queue_ns + self._clock.waited_ns
 
     @property
     def alive(self) -> bool:
@@ -123,26 +101,12 @@ class StageWorker:
         return not self._thread.is_alive()
 
 
-class _Clock:
-    """Nanoseconds that a worker's thread spent, in work and waiting for it."""
-
-    def __init__(self) -> None:
-        self.working_ns = 0
-        self.waited_ns = 0
-        self.queue_ns = 0
-
-
-def _serve(queue: SimpleQueue[Ticket[object] | None], clock: _Clock, threads: int) -> None:
+def _serve(queue: SimpleQueue[Ticket[object] | None], threads: int) -> None:
     # PyTorch sets a thread's count to the last one set anywhere when that thread first asks for it,
     # on its own before the first parallel operation. Asking now makes what is set here stay.
     torch.get_num_threads()
     torch.set_num_threads(threads)
-    mark = time.perf_counter_ns()
     with torch.inference_mode():
         while (ticket := queue.get()) is not None:
-            start = time.perf_counter_ns()
-            clock.queue_ns += start - mark
             ticket.run()
             del ticket  # its value must not live until the next work comes
-            mark = time.perf_counter_ns()
-            clock.working_ns += mark - start

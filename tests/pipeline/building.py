@@ -14,6 +14,7 @@ from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.loading import stage_specs
 from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement
+from pipeline.worker import StageWorker
 
 
 def parity_config(num_layers: int = 3) -> LlamaConfig:
@@ -71,3 +72,8 @@ def footprint(pipeline: LlamaPipeline) -> list[tuple[dict[str, int], int]]:
         ({i: stage.cache.cache_len(i) for i in stage.cache.sequence_ids()}, stage.cache.free_blocks)
         for stage in pipeline.stages
     ]
+
+
+def workers_of(pipeline: LlamaPipeline) -> list[StageWorker]:
+    """The workers of a pipeline's threads."""
+    return pipeline._engine.line._crew.all_workers()

@@ -96,6 +96,14 @@ class FakeStage:
     def prefill_hidden(self, seq_id: str, hidden: torch.Tensor) -> torch.Tensor:
         return self._append("prefill_hidden", [(seq_id, len(hidden))], hidden)
 
+    def append_tokens(self, parts: Sequence[tuple[str, Sequence[int]]]) -> torch.Tensor:
+        requests = [(seq_id, len(tokens)) for seq_id, tokens in parts]
+        hidden = self._embed([token for _, tokens in parts for token in tokens])
+        return self._append("append_tokens", requests, hidden)
+
+    def append_hidden(self, parts: Sequence[tuple[str, int]], hidden: torch.Tensor) -> torch.Tensor:
+        return self._append("append_hidden", list(parts), hidden)
+
     def decode_tokens(self, batch: Sequence[DecodeRow]) -> torch.Tensor:
         hidden = self._embed([row.token for row in batch])
         return self._append("decode_tokens", [(row.id, 1) for row in batch], hidden)

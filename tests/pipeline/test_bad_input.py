@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels.errors import CapacityError, InvalidInputError, LamellaError
+from pipeline.errors import StageError
 from pipeline.llama_pipeline import LlamaPipeline
 from tests.pipeline.building import footprint, parity_pipeline
 
@@ -238,18 +239,32 @@ def test_decoding_an_unknown_id_at_position_0_begins_it(pipeline: LlamaPipeline)
 
 
 def test_stages_that_no_longer_agree_are_named(pipeline: LlamaPipeline) -> None:
-    pipeline.stages[1].truncate("a", 2)
-    for call in (
-        lambda: pipeline.prefill("a", [1]),
-        lambda: pipeline.decode("a", 1, 3),
-        lambda: pipeline.cache_len("a"),
-    ):
-        with pytest.raises(
-            InvalidInputError, match="stage 1 holds 2 positions of sequence 'a', stage 0 holds 3"
-        ):
+    pipeline.stages[1].truncate("a", 2)  # past the pipeline
+    for call in (lambda: pipeline.prefill("a", [1]), lambda: pipeline.decode("a", 1, 3)):
+        with pytest.raises(StageError, match="stage 1 failed in .*'a' is at length 2, got .* 3"):
             call()
     pipeline.release("a")
     assert pipeline.cache_len("a") == 0
+    assert pipeline.prefill("a", [1]).shape == (7,)
+
+
+def test_a_pipeline_begins_with_what_its_stages_hold(pipeline: LlamaPipeline) -> None:
+    pipeline.prepare("b", 5)
+    stages, expected = pipeline.stages, pipeline.decode("a", 1, 3)
+    with LlamaPipeline(stages, pipeline.placement, threads=1) as other:
+        assert other.cache_len("a") == 4
+        other.truncate_kv("a", 3)
+        assert torch.equal(other.decode("a", 1, 3), expected)
+        other.truncate_kv("b", 0)
+        assert footprint(other) == footprint(pipeline)
+    stages[1].truncate("a", 2)
+    with LlamaPipeline(stages, pipeline.placement, threads=1) as other:
+        message = "stage 1 holds 2 positions of sequence 'a', stage 0 holds 4; release it"
+        for call in (lambda: other.prefill("a", [1]), lambda: other.cache_len("a")):
+            with pytest.raises(InvalidInputError, match=message):
+                call()
+        other.release("a")
+        assert other.cache_len("a") == 0
 
 
 def test_capacity_is_the_least_over_the_stages() -> None:

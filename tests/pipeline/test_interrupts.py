@@ -15,7 +15,7 @@ import torch
 from kernels.errors import LamellaError
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.placement import Placement
-from tests.pipeline.building import footprint
+from tests.pipeline.building import footprint, workers_of
 from tests.pipeline.fake_stage import FakeStage, fake_logits, fake_stages
 
 Work = Callable[[LlamaPipeline], object]
@@ -135,7 +135,7 @@ def test_close_from_a_signal_handler_ends_the_call_under_way(
     if name == "prepare":
         slow_chores(stages)
     before = footprint(pipeline)
-    workers = list(pipeline._engine.crew._workers)
+    workers = workers_of(pipeline)
 
     def close_twice(*_: object) -> None:
         pipeline.close()

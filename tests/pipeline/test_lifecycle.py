@@ -98,10 +98,12 @@ def test_close_gives_up_on_work_that_does_not_end(monkeypatch: pytest.MonkeyPatc
     stages = fake_stages([1, 1])
     pipeline = LlamaPipeline(stages, threads=1)
     release = threading.Event()
-    pipeline._engine.crew.submit(1, release.wait)
-    crew_close = type(pipeline._engine.crew).close
+    pipeline._engine.line._crew.submit(1, release.wait)
+    crew_close = type(pipeline._engine.line._crew).close
     monkeypatch.setattr(
-        type(pipeline._engine.crew), "close", lambda crew, timeout=0.05: crew_close(crew, timeout)
+        type(pipeline._engine.line._crew),
+        "close",
+        lambda crew, timeout=0.05: crew_close(crew, timeout),
     )
     start = time.perf_counter()
     with pytest.warns(ResourceWarning, match=r"still at work after close: \['lamella-stage-1'\]"):

@@ -221,6 +221,7 @@ def test_pipeline_mode_is_parsed_and_has_a_default() -> None:
     assert Placement.even(2, 2).stage_bridge is StageBridge.HOST
     with pytest.raises(
         InvalidInputError,
-        match=r'^layer_split_pipeline_mode must be batch or overlapped, got "warp"$',
+        match=r"^layer_split_pipeline_mode must be batch, overlapped, continuous or auto, got "
+        r'"warp"$',
     ):
         LlamaPipelineMode.parse(" Warp ")

@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
-from model.stage import DecodeRow
 from pipeline.errors import StageError
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement
-from pipeline.schedule import Plan, cut, plan_decode
+from pipeline.schedule import Plan, plan_decode
+from tests.pipeline.building import workers_of
 from tests.pipeline.fake_stage import fake_logits, fake_stages
 
 BATCH, OVERLAPPED = LlamaPipelineMode.BATCH, LlamaPipelineMode.OVERLAPPED
@@ -48,10 +48,9 @@ def test_overlapped_batches_are_cut_into_as_many_pieces_as_stages(
 ) -> None:
     plan = plan_decode(OVERLAPPED, stages, rows)
     assert plan == Plan(size, count, in_flight_stages=in_flight, queue_depth=1)
-    batch = [DecodeRow(str(row), row, 0) for row in range(rows)]
-    pieces = cut(batch, plan)
+    pieces = plan.slices(rows)
     assert len(pieces) == count
-    assert [row for piece in pieces for row in piece.rows] == batch
+    assert [row for piece in pieces for row in range(rows)[piece]] == list(range(rows))
 
 
 def pipeline_of(
@@ -114,9 +113,9 @@ def test_batch_mode_has_one_stage_busy_at_a_time() -> None:
 def test_batch_mode_works_with_one_worker_or_several(
     shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.threads.SHARE_WORKER_IN_BATCH_MODE", shared)
+    monkeypatch.setattr("pipeline.threads.SHARE_WORKER_IN_TURNS", shared)
     with pipeline_of(3, BATCH) as pipeline:
-        assert len(pipeline._engine.crew._workers) == (1 if shared else 3)
+        assert len(workers_of(pipeline)) == (1 if shared else 3)
         pipeline.stages[1].fail("decode_hidden", 1)
         for row in range(2):
             pipeline.prefill(f"s{row}", [1, 2, row])
@@ -148,8 +147,8 @@ def test_every_stage_works_in_its_own_thread_with_its_own_count() -> None:
 def test_no_thread_is_made_per_call() -> None:
     with pipeline_of(2, OVERLAPPED) as pipeline:
         decode_once(pipeline, 16)
-        threads = {stage._thread.ident for stage in pipeline._engine.crew._workers}
+        threads = {worker._thread.ident for worker in workers_of(pipeline)}
         for _ in range(5):
             pipeline.reset()
             decode_once(pipeline, 32)
-        assert {stage._thread.ident for stage in pipeline._engine.crew._workers} == threads
+        assert {worker._thread.ident for worker in workers_of(pipeline)} == threads

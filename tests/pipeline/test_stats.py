@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 
-from pipeline.bridge import BridgeTiming, HostLink
+from pipeline.bridges.host import HostCopier
+from pipeline.bridges.link import BridgeTiming
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.placement import Placement
 from pipeline.schedule import Plan
@@ -178,22 +177,22 @@ def test_receiving_is_part_of_the_stages_time_and_sending_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow_us = 20_000
-    receive = HostLink.receive
+    read, write = HostCopier.read, HostCopier.write
 
-    @contextmanager
-    def slow_receive(link: HostLink, envelope: object) -> Iterator[tuple[object, BridgeTiming]]:
-        with receive(link, envelope) as (hidden, timing):
-            time.sleep(slow_us / 1e6)
-            yield hidden, timing + BridgeTiming(slow_us * 1000)
+    def slow_read(copier: HostCopier, slot: int, rows: int) -> tuple[torch.Tensor, BridgeTiming]:
+        time.sleep(slow_us / 1e6)
+        hidden, timing = read(copier, slot, rows)
+        return hidden, timing + BridgeTiming(slow_us * 1000)
 
-    def slow_copy(link: HostLink, into: torch.Tensor, hidden: torch.Tensor) -> None:
+    def slow_write(copier: HostCopier, slot: int, hidden: torch.Tensor) -> BridgeTiming:
         time.sleep(3 * slow_us / 1e6)
-        into.copy_(hidden)
+        slept = 3 * slow_us * 1000
+        return write(copier, slot, hidden) + BridgeTiming(slept, host_copy_ns=slept)
 
     placement = Placement.even(2, 2, mode="batch")
     with LlamaPipeline(fake_stages([1, 1]), placement, threads=1) as pipeline:
-        monkeypatch.setattr(HostLink, "receive", slow_receive)
-        monkeypatch.setattr(HostLink, "_copy", slow_copy)
+        monkeypatch.setattr(HostCopier, "read", slow_read)
+        monkeypatch.setattr(HostCopier, "write", slow_write)
         pipeline.decode("a", 1, 0)
         decode = pipeline.cache_metrics_snapshot()["pipeline_decode"]
     assert decode["stage_us_last"][0] < 3 * slow_us

@@ -161,12 +161,12 @@ def test_a_bridge_that_fails_in_a_call_is_a_failure_like_others() -> None:
     pipeline, stages = fake_pipeline("overlapped")
     with pipeline:
         before = footprint(pipeline)
-        link = pipeline._engine.bridge.links[1]
-        link._copy = lambda into, hidden: 1 / 0  # type: ignore[method-assign]
+        link = pipeline._engine.line._loops[1].link_out
+        fill, link.fill = link.fill, lambda slot, hidden: 1 / 0
         with pytest.raises(StageError, match=r"stage 1 failed in send \(microbatch 0\): ZeroDiv"):
             pipeline.decode_batch(batch_of(20))
         assert footprint(pipeline) == before
-        del link._copy
+        link.fill = fill
         expect_all_well(pipeline, stages, 20)
 
 

@@ -1,4 +1,4 @@
-"""Stage workers: order, threads, errors, idle time and their end."""
+"""Stage workers: order, threads, errors and their end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from kernels.errors import InvalidInputError, LamellaError
+from pipeline.candidates import Arrangement
 from pipeline.crew import Crew
-from pipeline.modes import LlamaPipelineMode
 from pipeline.threads import stage_threads, usable_cores, worker_of_stage
 from pipeline.worker import StageWorker
 
-BATCH, OVERLAPPED = LlamaPipelineMode.BATCH, LlamaPipelineMode.OVERLAPPED
+TURNS, TOGETHER = Arrangement.TURNS, Arrangement.TOGETHER
 
 
 @pytest.fixture
@@ -62,20 +62,6 @@ def test_torch_runs_in_inference_mode_with_the_asked_threads(count: int) -> None
         torch.set_num_threads(mine)
 
 
-def test_waiting_inside_work_counts_as_idle(worker: StageWorker) -> None:
-    def work() -> None:
-        time.sleep(0.02)
-        with worker.waiting():
-            time.sleep(0.06)
-
-    worker.submit(work).result()
-    time.sleep(0.03)  # without work
-    worker.submit(lambda: None).result()
-    worker.close()
-    assert 0.02 <= worker.busy_ns / 1e9 < 0.06
-    assert worker.idle_ns / 1e9 >= 0.09
-
-
 def test_close_finishes_what_is_queued_and_refuses_more(worker: StageWorker) -> None:
     ticket = worker.submit(lambda: time.sleep(0.05))
     last = worker.submit(lambda: "done")
@@ -115,13 +101,13 @@ def test_results_are_not_kept_until_the_next_work(worker: StageWorker) -> None:
 
 def test_default_threads_are_all_in_turn_or_shared() -> None:
     cores = usable_cores()
-    assert stage_threads(BATCH, 3) == [cores] * 3
-    assert stage_threads(OVERLAPPED, 2) == [max(1, cores // 2)] * 2
-    assert stage_threads(OVERLAPPED, 100) == [1] * 100
-    assert stage_threads(BATCH, 2, 3) == [3, 3]
-    assert stage_threads(OVERLAPPED, 2, [1, 4]) == [1, 4]
-    assert stage_threads(BATCH, 2, np.int64(3)) == [3, 3]
-    assert stage_threads(OVERLAPPED, 2, np.array([1, 4])) == [1, 4]
+    assert stage_threads(TURNS, 3) == [cores] * 3
+    assert stage_threads(TOGETHER, 2) == [max(1, cores // 2)] * 2
+    assert stage_threads(TOGETHER, 100) == [1] * 100
+    assert stage_threads(TURNS, 2, 3) == [3, 3]
+    assert stage_threads(TOGETHER, 2, [1, 4]) == [1, 4]
+    assert stage_threads(TURNS, 2, np.int64(3)) == [3, 3]
+    assert stage_threads(TOGETHER, 2, np.array([1, 4])) == [1, 4]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +124,7 @@ def test_default_threads_are_all_in_turn_or_shared() -> None:
 )
 def test_wrong_threads_are_refused(threads: int | list[int], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        stage_threads(BATCH, 2, threads)
+        stage_threads(TURNS, 2, threads)
 
 
 def test_usable_cores_respect_openmps_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,25 +137,25 @@ def test_usable_cores_respect_openmps_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_stages_share_a_worker_where_they_run_in_turn_with_equal_threads() -> None:
-    assert worker_of_stage(OVERLAPPED, [2, 2, 2]) == [0, 1, 2]
-    assert worker_of_stage(BATCH, [2, 2, 2]) == [0, 0, 0]
-    assert worker_of_stage(BATCH, [2, 1, 2]) == [0, 1, 2]
+    assert worker_of_stage(TOGETHER, [2, 2, 2]) == [0, 1, 2]
+    assert worker_of_stage(TURNS, [2, 2, 2]) == [0, 0, 0]
+    assert worker_of_stage(TURNS, [2, 1, 2]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("mode", "threads", "names"),
+    ("arrangement", "threads", "names"),
     [
-        (BATCH, [3, 3, 3], {"lamella-stages"}),
-        (BATCH, [1, 3, 2], {f"lamella-stage-{stage}" for stage in range(3)}),
-        (OVERLAPPED, [3, 3, 3], {f"lamella-stage-{stage}" for stage in range(3)}),
-        (BATCH, [3], {"lamella-stage-0"}),
+        (TURNS, [3, 3, 3], {"lamella-stages"}),
+        (TURNS, [1, 3, 2], {f"lamella-stage-{stage}" for stage in range(3)}),
+        (TOGETHER, [3, 3, 3], {f"lamella-stage-{stage}" for stage in range(3)}),
+        (TURNS, [3], {"lamella-stage-0"}),
     ],
 )
 def test_a_crew_serves_every_stage_with_its_threads(
-    mode: LlamaPipelineMode, threads: list[int], names: set[str]
+    arrangement: Arrangement, threads: list[int], names: set[str]
 ) -> None:
     mine = torch.get_num_threads()
-    crew = Crew(mode, threads)
+    crew = Crew({arrangement: threads})
     try:
         stages = range(len(threads))
         assert [crew.submit(stage, torch.get_num_threads).result() for stage in stages] == threads

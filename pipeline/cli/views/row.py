@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from pipeline.scheduler import GenerationEvent
+    from pipeline.sequences import GenerationEvent
 
 
 @dataclass

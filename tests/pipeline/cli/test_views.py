@@ -14,7 +14,7 @@ from pipeline.cli.text import harmless, last_line
 from pipeline.cli.views.panels import Panels
 from pipeline.cli.views.row import Row
 from pipeline.cli.views.streaming import Streaming
-from pipeline.scheduler import GenerationEvent
+from pipeline.sequences import GenerationEvent
 
 
 def terminal() -> tuple[Output, io.StringIO]:

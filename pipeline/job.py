@@ -1,0 +1,114 @@
+"""A call on its way through the stages: its jobs, what came out, or why it failed."""
+
+from __future__ import annotations
+
+import threading
+import torch
+
+from kernels.errors import LamellaError
+from pipeline.chores import Chore
+from pipeline.errors import StageError
+from pipeline.hidden import PipelineHidden
+from pipeline.trace import StageTrace
+from pipeline.work import Work
+
+
+class Call:
+    """Jobs that stand or fall together; once stopped, no stage begins any more of them.
+
+    Args:
+        stage_count: how many stages take part.
+    """
+
+    def __init__(self, stage_count: int) -> None:
+        self.jobs: list[Job] = []
+        self.traces = [StageTrace() for _ in range(stage_count)]
+        self.stopped = False
+
+    def job(self, number: int, task: Work | Chore) -> Job:
+        """The call's next job, numbered over the pipeline's life."""
+        job = Job(number, task, self, len(self.jobs) if isinstance(task, Work) else None)
+        self.jobs.append(job)
+        return job
+
+    def stop(self) -> None:
+        """Let no stage begin anything more. Safe from any thread and from a signal handler."""
+        self.stopped = True
+
+    def wait(self) -> None:
+        """Block until all stages are through with all jobs, whatever came of them."""
+        for job in self.jobs:
+            job.wait()
+
+    @property
+    def done(self) -> bool:
+        """Whether all stages are through with all jobs."""
+        return all(job.done for job in self.jobs)
+
+    @property
+    def failure(self) -> StageError | None:
+        """What failed first, in the order of the jobs and of the stages."""
+        return next((job.failure for job in self.jobs if job.failure is not None), None)
+
+    def answers(self) -> torch.Tensor:
+        """What the last stage answered, in order; empty if nothing was asked.
+
+        Made in the caller's thread, so that it may write into it: stages' own results are inference
+        tensors. Raises what failed, or that the call was stopped.
+        """
+        if (failure := self.failure) is not None:
+            raise failure from failure.cause
+        if self.stopped:
+            raise LamellaError("the pipeline was closed during the call")
+        outputs = [j.output for j in self.jobs if j.output is not None]
+        return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.int64)
+
+
+class Job:
+    """Work or a chore for every stage in turn, and what came of it.
+
+    Args:
+        number: counted up over the pipeline's life.
+        task: what each stage does.
+        call: that the job belongs to.
+        microbatch: place in its call; None for chores.
+    """
+
+    def __init__(
+        self, number: int, task: Work | Chore, call: Call, microbatch: int | None = None
+    ) -> None:
+        self.number = number
+        self.task = task
+        self.call = call
+        self.microbatch = microbatch
+        self.output: torch.Tensor | None = None  # what the last stage answered
+        self.hidden: PipelineHidden | None = None  # after the last stage
+        self.failure: StageError | None = None  # of the first stage that failed
+        self._left = len(call.traces)
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+
+    def fail(self, stage: int, operation: str, cause: BaseException) -> None:
+        """Note a stage's failure; the first stage's stays. The rest of the call is stopped."""
+        error = StageError(stage, operation, cause, self.microbatch)
+        with self._lock:
+            if self.failure is None or stage < self.failure.stage:
+                self.failure = error
+        self.call.stop()
+
+    def leave(self) -> None:
+        """Called once by every stage when it is through with the job."""
+        with self._lock:
+            self._left -= 1
+            done = self._left == 0
+        if done:
+            self._done.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether all stages are through with it."""
+        return self._done.is_set()
+
+    def wait(self) -> None:
+        """Block until all stages are through with it, whatever came of it."""
+        self._done.wait()
