@@ -22,7 +22,6 @@ from pipeline.devices import parse_ordinals, resolve_devices
 from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement
 from pipeline.splits import Splits
-from pipeline.threads import stage_threads
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -58,7 +57,7 @@ def load_pieces(
     checkpoint = Checkpoint.open(folder)
     placement = place(checkpoint.config.num_hidden_layers, stages, splits, devices, mode)
     placed_on = resolve_devices(placement.stage_device_ordinals, impl)
-    crew = Crew(placement.mode, stage_threads(placement.mode, len(placement), threads))
+    crew = Crew.of(placement.mode, len(placement), threads)
     try:
         loaded = load_stages(
             checkpoint, placement, placed_on, crew, impl=impl, progress=progress, **stage_options
