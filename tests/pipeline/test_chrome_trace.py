@@ -159,6 +159,8 @@ def test_hand_overs_that_go_nowhere_have_no_arrow(tmp_path: Path) -> None:
     recorder.record(1, R, 0, 5, 2, "decode", 4)  # what it is of is no longer kept
     recorder.record(0, S, 30, 50, 3, "decode", 4)
     recorder.record(1, R, 25, 55, 3, "decode", 4)  # was ready before there was something
+    recorder.record(1, R, 60, 65, 4, "decode", 4)  # an earlier hand-over's
+    recorder.record(0, S, 70, 80, 4, "decode", 4)
     events = written(recorder.timeline(), tmp_path / "trace.json")
     check_format(events)
     assert [slice_at(events, sent)["args"]["job"] for sent, _ in arrows(events)] == [3]

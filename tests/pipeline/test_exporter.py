@@ -113,13 +113,13 @@ def test_what_is_not_there_is_left_out() -> None:
 def test_a_failing_snapshot_is_told_and_the_next_scrape_works(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    answers = iter([RuntimeError("closed"), {"pipeline_decode": {"calls": 1}}])
+    answers: list[dict[str, Any]] = [{"pipeline_decode": {"calls": 1}}]
+    failures = [RuntimeError("closed")]
 
     def collect() -> dict[str, Any]:
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if failures:
+            raise failures.pop()
+        return answers.pop()
 
     with serve_metrics(collect, 0) as server:
         with pytest.raises(urllib.error.HTTPError, match="500") as failed:
@@ -197,6 +197,7 @@ def test_close_waits_for_scrapes_and_leaves_no_thread() -> None:
 def test_a_client_that_says_nothing_does_not_hold_it_up(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    assert exporter._Handler.timeout == exporter.CLIENT_SECONDS
     monkeypatch.setattr(exporter._Handler, "timeout", 0.2)
     before = threads()
     server = serve_metrics(dict, 0)

@@ -207,7 +207,9 @@ def test_plot(stages: int) -> None:
     assert heights == sorted(heights, reverse=True)  # stage 0 on top
     assert axes.get_xlim() == pytest.approx((0, timeline.seconds * 1e3))
     assert axes.get_xlabel() == "ms"
-    kinds = {text.get_text() for text in axes.get_legend().get_texts()}
+    legend = axes.get_legend()
+    assert legend is not None
+    kinds = {text.get_text() for text in legend.get_texts()}
     assert kinds == {"prefill", "decode", "logits", "send, receive", "waiting", "chore"}
     hatched = [c for c in axes.collections if c.get_hatch()]
     drawn = sum(len(c.get_paths()) for c in hatched)
@@ -216,9 +218,23 @@ def test_plot(stages: int) -> None:
 
 
 def test_a_colour_for_each_job() -> None:
+    from matplotlib.colors import to_rgb
+
     [axes] = recorded(2, 2).timeline().plot().axes
-    colours = {tuple(c.get_facecolor()[0][:3]) for c in axes.collections if len(c.get_facecolor())}
+    drawn = [c.get_facecolor() for c in axes.collections]
+    colours = {to_rgb(tuple(colour[0])) for colour in drawn if len(colour)}
     assert len(colours) >= 6
+
+
+def test_a_stages_spans_lie_beside_its_name() -> None:
+    from matplotlib.collections import PolyCollection
+
+    timeline = of(3, (2, C, 0, 10, 0, "decode", 1), (0, C, 0, 10, 0, "decode", 1)).timeline()
+    [axes] = timeline.plot().axes
+    boxes = [c.get_paths()[0].get_extents() for c in axes.collections if type(c) is PolyCollection]
+    middles = [(box.y0 + box.y1) / 2 for box in boxes]
+    ticks = axes.get_yticks()
+    assert middles == pytest.approx([ticks[span.stage] for span in timeline.spans], abs=0.2)
 
 
 def test_plot_into_given_axes() -> None:
