@@ -9,6 +9,8 @@ from itertools import accumulate
 from kernels.errors import InvalidInputError
 
 Splits = str | Sequence[int] | Sequence[range]
+RULES = ("auto", "even")
+"""Words that stand for splits: by weight and memory, and even by layer count."""
 
 _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _COUNT = re.compile(r"\s*(\d+)\s*")
@@ -34,6 +36,12 @@ def parse_splits(splits: Splits) -> list[range]:
     if parts and all(isinstance(part, int) and not isinstance(part, bool) for part in parts):
         return _from_counts([part for part in parts if isinstance(part, int)])
     raise InvalidInputError(f"splits are {splits!r}; expected layer counts or range objects")
+
+
+def split_rule(splits: Splits | None) -> str | None:
+    """Which of `RULES` the splits name, in upper or lower case; None if they are layers or None."""
+    word = splits.strip().lower() if isinstance(splits, str) else None
+    return word if word in RULES else None
 
 
 def check_ranges(ranges: Sequence[range], num_layers: int) -> None:
