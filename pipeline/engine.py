@@ -66,7 +66,7 @@ class PipelineEngine:
         self.stage_count = len(ledger.rooms)
         self.stats = DecodeStats(self.stage_count)
         self.resets = 0
-        self._bridge = bridge
+        self.bridge = bridge
         self._profile = profile
         self._numbers = 0
         self._lock = threading.Lock()
@@ -179,6 +179,8 @@ class PipelineEngine:
         """
         call.wait()
         self._aloft.pop(id(call), None)
+        if self._closed and call.stopped and call.failure is None:
+            raise LamellaError("the pipeline is closed")
         return call.answers()
 
     def reserve(self, seq_id: str, tokens: int) -> None:
@@ -198,15 +200,20 @@ class PipelineEngine:
     def arrange(self, arrangement: Arrangement) -> None:
         """Let the stages share the machine in another way, once what is under way is through."""
         with self._ready():
-            for call in list(self._aloft.values()):
-                call.wait()
+            self._rest()
             self.line.arrange(arrangement)
+
+    def _rest(self) -> None:
+        """Wait until no stage is at work."""
+        for key, call in list(self._aloft.items()):
+            call.wait()
+            self._aloft.pop(key, None)
 
     def record(self, call: Call, rows: int, plan: Plan, total_ns: int, *, profiled: bool) -> None:
         """Count a decode step in the statistics."""
         decode = DecodeCall(rows, plan, call.traces, total_ns)
         if profiled:
-            self._profile.record(decode, self._bridge, call.jobs[-1].hidden)
+            self._profile.record(decode, self.bridge, call.jobs[-1].hidden)
         self.stats.record(decode)
 
     # The cache
@@ -253,10 +260,13 @@ class PipelineEngine:
         self._abandoned.extend(seq_ids)
 
     def tidy(self) -> None:
-        """Release what was abandoned now, unless the pipeline is closed or broken."""
-        if self._abandoned and not self._closed and self._broken is None:
+        """Release what was abandoned now, unless the pipeline is closed or broken.
+
+        Comes back when all that was under way is through, so that nothing is held any more.
+        """
+        if not self._closed and self._broken is None:
             with self._ready():
-                pass
+                self._rest()
 
     def reset(self) -> None:
         """Forget every sequence; also what mends a pipeline that could not restore its caches."""

@@ -16,7 +16,7 @@ from model.sampling import SamplingParams
 from model.stage import DecodeRow, Progress
 from model.tokenizer import Tokenizer
 from pipeline.auto import AutoMode
-from pipeline.bridges.opening import open_bridge
+from pipeline.bridges.opening import check_bridge, open_bridge
 from pipeline.checks import check_stages, placement_of
 from pipeline.crew import Crew
 from pipeline.engine import PipelineEngine
@@ -25,8 +25,9 @@ from pipeline.hidden import PipelineHidden
 from pipeline.interfaces import Stage
 from pipeline.ledger import Ledger
 from pipeline.line import ThreadLine
+from pipeline.live import LiveMetrics
 from pipeline.loading import load_pieces
-from pipeline.modes import LlamaPipelineMode, resolve_bridge
+from pipeline.modes import LlamaPipelineMode, StageBridge, Transport
 from pipeline.placement import Placement
 from pipeline.profile import DecodeProfile, profile_enabled
 from pipeline.splits import Splits
@@ -77,7 +78,7 @@ class LlamaPipeline:
         if placement is None:
             placement = placement_of(stages)
         check_stages(stages, placement)
-        resolve_bridge(bridge)
+        check_bridge(bridge, [stage.device for stage in stages], bridge_dtype)
         if groups is not None and as_int(groups, "groups") < 1:
             raise InvalidInputError(f"groups is {groups}; expected 1 or more")
         mode, count, config = placement.mode, len(stages), stages[0].config
@@ -101,6 +102,7 @@ class LlamaPipeline:
         if mode is LlamaPipelineMode.AUTO:
             auto = AutoMode(count, row_bytes=4 * config.hidden_size)
         self._steering = Steering(mode, count, self._engine.arrange, groups=groups, auto=auto)
+        self._live = LiveMetrics(recorder)
         self._stages = stages
         self._placement = placement
         self._tokenizer = tokenizer
@@ -145,7 +147,6 @@ class LlamaPipeline:
         Raises:
             InvalidInputError, UnsupportedError, CheckpointError: name what is wrong.
         """
-        resolve_bridge(bridge)
         pieces = load_pieces(
             path,
             stages=stages,
@@ -154,6 +155,8 @@ class LlamaPipeline:
             mode=LlamaPipelineMode.AUTO if mode is None else mode,
             impl=impl,
             threads=threads,
+            bridge=bridge,
+            bridge_dtype=bridge_dtype,
             progress=progress,
             stage_options={
                 "kv_dtype": kv_dtype,
@@ -260,16 +263,17 @@ class LlamaPipeline:
             "position": POSITION,
             "stage_count": len(self.stages),
             "stage_device_ordinals": self.placement.stage_device_ordinals,
-            "transport": self.placement.transport.value,
+            "transport": Transport.of(self.bridge).value,
             "selected_pipeline_mode": self.placement.mode.value,
-            "selected_stage_bridge": self.placement.stage_bridge.value,
+            "selected_stage_bridge": self.bridge.value,
             "pipeline_hidden": {
                 "dtype": PipelineHidden.DTYPE,
-                "device": "host",
+                "device": "host" if self.bridge is StageBridge.HOST else "backend_device",
                 "layout": PipelineHidden.LAYOUT,
             },
             "pipeline_decode": self._engine.stats.json(),
             "pipeline_mode": self._steering.json(),
+            "pipeline_live": self._live.json(),
         }
 
     def timeline(self, last_s: float | None = None) -> Timeline:
@@ -361,6 +365,11 @@ class LlamaPipeline:
     # What it is
 
     @property
+    def engine(self) -> PipelineEngine:
+        """What sends jobs to the stages, for those who keep steps in flight themselves."""
+        return self._engine
+
+    @property
     def config(self) -> LlamaConfig:
         """Of the whole model."""
         return self.stages[0].config
@@ -374,6 +383,11 @@ class LlamaPipeline:
     def placement(self) -> Placement:
         """Layers, devices and mode."""
         return self._placement
+
+    @property
+    def bridge(self) -> StageBridge:
+        """What hands hidden states over; where boundaries differ, the slowest of them."""
+        return self._engine.bridge
 
     @property
     def threads(self) -> list[int]:
@@ -401,7 +415,7 @@ class LlamaPipeline:
         first = self.stages[0]
         return (
             f"LlamaPipeline(stages={len(self.stages)}, mode={self.placement.mode.value}, "
-            f"bridge={self.placement.stage_bridge.value}, impl={first.impl}, "
+            f"bridge={self.bridge.value}, impl={first.impl}, "
             f"threads={self.threads}, "
             f"placement='{self.placement.describe(first.device.type)}'{state})"
         )

@@ -17,11 +17,15 @@ from model.checkpoint import Checkpoint
 from model.stage import LlamaStage, Progress, StageSpec
 from model.tokenizer import Tokenizer
 from model.weights import WeightSource
+from pipeline.balance import balanced, device_loads, require_room, stage_costs
+from pipeline.bridges.opening import check_bridge
 from pipeline.crew import Crew
+from pipeline.device_profile import cutting_profiles
 from pipeline.devices import parse_ordinals, resolve_devices
 from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement
-from pipeline.splits import Splits
+from pipeline.splits import Splits, split_rule
+from pipeline.step_cost import DecodeStep, LoadOptions
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -45,6 +49,8 @@ def load_pieces(
     mode: LlamaPipelineMode | str | None,
     impl: str,
     threads: int | Sequence[int] | None,
+    bridge: str,
+    bridge_dtype: str,
     progress: Progress | None,
     stage_options: dict[str, Any],
 ) -> Pieces:
@@ -55,8 +61,10 @@ def load_pieces(
     """
     folder = Path(bundled_model_path() if path is None else path).expanduser()
     checkpoint = Checkpoint.open(folder)
-    placement = place(checkpoint.config.num_hidden_layers, stages, splits, devices, mode)
+    load = LoadOptions.among({"impl": impl, **stage_options})
+    placement = place(checkpoint, stages, splits, devices, mode, load)
     placed_on = resolve_devices(placement.stage_device_ordinals, impl)
+    check_bridge(bridge, placed_on, bridge_dtype)
     crew = Crew.of(placement.mode, len(placement), threads)
     try:
         loaded = load_stages(
@@ -71,18 +79,27 @@ def load_pieces(
 
 
 def place(
-    num_layers: int,
+    source: WeightSource,
     stages: int | None = None,
     splits: Splits | None = None,
     devices: Sequence[int | None] | str | None = None,
     mode: LlamaPipelineMode | str | None = None,
+    load: LoadOptions | None = None,
 ) -> Placement:
     """The placement that the options of `from_pretrained` ask for.
 
-    Raises `InvalidInputError` where they contradict each other.
+    Without splits, or with "auto", layers are cut by weight and memory, see `balanced`; "even"
+    cuts by layer count.
+
+    Raises:
+        InvalidInputError: options contradict each other, or one is wrong.
+        UnsupportedError: devices that cannot be had here.
+        CapacityError: cut by weight and memory, nothing fits.
     """
+    num_layers = source.config.num_hidden_layers
     ordinals = parse_ordinals(devices) if isinstance(devices, str) else devices
-    if splits is not None:
+    rule = split_rule(splits)
+    if splits is not None and rule is None:
         placement = Placement.from_splits(num_layers, splits, ordinals, mode)
         if stages is not None and stages != len(placement):
             raise InvalidInputError(
@@ -90,8 +107,19 @@ def place(
             )
         return placement
     if stages is None:
+        if ordinals is None and rule is not None:
+            raise InvalidInputError(f"splits are {splits!r}; expected stages or devices beside it")
         stages = 1 if ordinals is None else len(ordinals)
-    return Placement.even(num_layers, stages, ordinals, mode)
+    placement = Placement.even(num_layers, stages, ordinals, mode)
+    if rule == "even" or stages == 1:
+        return placement
+    load = load or LoadOptions()
+    placed_on = resolve_devices(placement.stage_device_ordinals, load.impl)
+    profiles = cutting_profiles(placed_on)
+    placement = balanced(source, placement, profiles, load)
+    costs = stage_costs(source, placement, profiles, load, DecodeStep())
+    require_room(placement, device_loads(costs, profiles))
+    return placement
 
 
 def stage_specs(placement: Placement) -> list[StageSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -11,8 +12,12 @@ import torch
 
 from kernels.errors import InvalidInputError
 from model.stage import DecodeRow
+from pipeline.candidates import Arrangement
+from pipeline.job import Call
 from pipeline.llama_pipeline import LlamaPipeline
+from pipeline.modes import LlamaPipelineMode
 from pipeline.schedule import plan_decode
+from pipeline.work import Answer, Decode
 
 TOLERANCE = 1e-5
 """What a difference in matrix shapes may cost with float32 weights."""
@@ -88,24 +93,31 @@ def compare(
     if len(whole.stages) != 1:
         raise InvalidInputError(f"whole has {len(whole.stages)} stages; expected 1")
     tokens = _prompt_tokens(split, prompts, steps)
-    size = plan_decode(split.placement.mode, len(split.stages), len(tokens)).microbatch_size
-    ours, theirs = _Run(split, tokens), _Run(whole, tokens)
+    size = microbatch_size(split, len(tokens))
     same, uncut = _Difference(), _Difference()
-    following: list[int] | None = None
+    ours, theirs = _Run(split, tokens), _Run(whole, tokens)
     try:
-        for _ in range(steps + 1):
-            got = ours.step(following, len(tokens))
-            if following is not None and size < len(tokens):
-                uncut.add(got, theirs.step(following, len(tokens)))
+        expected, drawn = [theirs.prefill()], []
+        whole_batches = [expected[0]]
+        for _ in range(steps):
+            drawn.append(expected[-1].argmax(dim=1).tolist())
+            if size < len(tokens):
+                whole_batches.append(theirs.step(drawn[-1], len(tokens)))
                 theirs.step_back()
-            expected = theirs.step(following, size)
-            if following is None or size == len(tokens):
-                uncut.add(got, expected)
-            same.add(got, expected)
-            following = expected.argmax(dim=1).tolist()
+            expected.append(theirs.step(drawn[-1], size))
+            if size == len(tokens):
+                whole_batches.append(expected[-1])
+        got = [ours.prefill()]
+        if flows(split):
+            got += ours.flow(drawn, size)
+        else:
+            got += [ours.step(step, len(tokens)) for step in drawn]
     finally:
         ours.release()
         theirs.release()
+    for mine, part, batch in zip(got, expected, whole_batches, strict=True):
+        same.add(mine, part)
+        uncut.add(mine, batch)
     return ParityReport(
         max_abs_diff=same.max_abs,
         bitwise_equal=same.bitwise_equal,
@@ -122,6 +134,20 @@ def compare(
 def _all_float32(pipeline: LlamaPipeline) -> bool:
     stage = pipeline.stages[0]
     return stage.layout.dtype == "fp32" and stage.dtype == torch.float32
+
+
+def flows(pipeline: LlamaPipeline) -> bool:
+    """Whether groups of a pipeline's sequences are in flight across steps, or may be."""
+    in_flight = (LlamaPipelineMode.CONTINUOUS, LlamaPipelineMode.AUTO)
+    return pipeline.placement.mode in in_flight and len(pipeline.stages) > 1
+
+
+def microbatch_size(pipeline: LlamaPipeline, rows: int) -> int:
+    """Rows that go through a pipeline's stages at once, of a decode step of `rows`."""
+    stages = len(pipeline.stages)
+    if flows(pipeline):
+        return -(-rows // stages)
+    return plan_decode(pipeline.placement.mode, stages, rows).microbatch_size
 
 
 class _Difference:
@@ -149,15 +175,38 @@ class _Run:
         self._ids = [f"parity-{id(self)}-{row}" for row in range(len(tokens))]
         self._lengths = [len(prompt) for prompt in tokens]
 
-    def step(self, tokens: list[int] | None, size: int) -> torch.Tensor:
-        """Logits [B, V] after the prompts, or after one more token each in calls of `size` rows."""
-        if tokens is None:
-            pairs = zip(self._ids, self._tokens, strict=True)
-            return torch.stack([self._pipeline.prefill(seq_id, ids) for seq_id, ids in pairs])
+    def prefill(self) -> torch.Tensor:
+        """Logits [B, V] after the prompts."""
+        pairs = zip(self._ids, self._tokens, strict=True)
+        return torch.stack([self._pipeline.prefill(seq_id, ids) for seq_id, ids in pairs])
+
+    def step(self, tokens: list[int], size: int) -> torch.Tensor:
+        """Logits [B, V] after one more token each, in calls of `size` rows."""
+        parts = self._parts(tokens, size)
+        return torch.cat([self._pipeline.decode_batch(part, full_logits=True) for part in parts])
+
+    def flow(self, steps: list[list[int]], size: int) -> list[torch.Tensor]:
+        """Logits [B, V] of every step, with groups of `size` rows that do not wait for each other.
+
+        A group's next step is sent when its own last one is back, while others are under way.
+        """
+        engine = self._pipeline.engine
+        engine.arrange(Arrangement.TOGETHER)
+        aloft: deque[Call] = deque()
+        landed: list[torch.Tensor] = []
+        for tokens in steps:
+            for part in self._parts(tokens, size):
+                if len(aloft) == -(-len(tokens) // size):
+                    landed.append(engine.land(aloft.popleft()))
+                aloft.append(engine.launch([Decode(part, Answer.LOGITS)]))
+        landed.extend(engine.land(call) for call in aloft)
+        groups = len(landed) // len(steps) if steps else 1
+        return [torch.cat(landed[i : i + groups]) for i in range(0, len(landed), groups)]
+
+    def _parts(self, tokens: list[int], size: int) -> list[list[DecodeRow]]:
         batch = list(map(DecodeRow, self._ids, tokens, self._lengths))
         self._lengths = [length + 1 for length in self._lengths]
-        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return torch.cat([self._pipeline.decode_batch(part, full_logits=True) for part in parts])
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def step_back(self) -> None:
         """Forget the last token of each."""

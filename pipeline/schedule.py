@@ -24,6 +24,11 @@ class Plan:
         """Whether stages are planned to work at the same time."""
         return self.in_flight_stages > 1
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether other steps are planned to be under way at the same time."""
+        return self.overlapped and self.microbatch_count == 1
+
     def slices(self, rows: int) -> list[slice]:
         """The microbatches of `rows` rows, in order."""
         size = self.microbatch_size

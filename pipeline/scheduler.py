@@ -21,11 +21,15 @@ from pipeline.engine import PipelineEngine
 from pipeline.errors import StageError
 from pipeline.groups import Group, Groups
 from pipeline.job import Call
+from pipeline.modes import LlamaPipelineMode
 from pipeline.prompts import Prompt
 from pipeline.schedule import Plan
 from pipeline.sequences import Completion, GenerationEvent, Rate, Running
 from pipeline.steering import Steering
 from pipeline.work import Decode, Prefill
+
+
+CONTINUOUS = LlamaPipelineMode.CONTINUOUS
 
 
 @dataclass(frozen=True)
@@ -143,15 +147,15 @@ class Scheduler:
         if not self._flights:
             self._landed_ns = time.perf_counter_ns()
         way = self._steering.way(self._groups.members)
-        self._groups.resize(way.groups if way.mode == "continuous" else 1)
+        self._groups.resize(way.groups if way.mode is CONTINUOUS else 1)
         while self._prefill_is_next(way.mode) and self._launch_prefill():
             pass
         while self._decode_may_go(way.mode) and (group := self._groups.next_idle()) is not None:
             self._launch_decode(group)
-        if way.mode == "continuous" and self._prefills_aloft() == 0:
+        if way.mode is CONTINUOUS and self._prefills_aloft() == 0:
             self._launch_prefill()
 
-    def _prefill_is_next(self, mode: str) -> bool:
+    def _prefill_is_next(self, mode: LlamaPipelineMode) -> bool:
         """Whether to prefill before decoding on.
 
         While more sequences enter than run, decode steps would read all weights for few rows;
@@ -161,10 +165,10 @@ class Scheduler:
             return False
         if len(self._entering) >= len(self._groups):
             return self._groups.aloft == 0 and self._prefills_aloft() < self._engine.stage_count + 1
-        return mode != "continuous" and not self._flights and not self._prefilled_last
+        return mode is not CONTINUOUS and not self._flights and not self._prefilled_last
 
-    def _decode_may_go(self, mode: str) -> bool:
-        if mode == "continuous":
+    def _decode_may_go(self, mode: LlamaPipelineMode) -> bool:
+        if mode is CONTINUOUS:
             return len(self._entering) < len(self._groups)
         return not any(flight.tokens or flight.group for flight in self._flights)
 

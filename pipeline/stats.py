@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.bridges.link import BridgeTiming
 from pipeline.schedule import Plan
-from pipeline.trace import StageTrace, concurrency
+from pipeline.trace import ConcurrencyMeter, StageTrace, concurrency
 
 
 def micros(nanoseconds: int) -> int:
@@ -22,7 +22,11 @@ def micros(nanoseconds: int) -> int:
 
 @dataclass(frozen=True)
 class DecodeCall:
-    """One decode call: what was planned, and what it cost in nanoseconds."""
+    """One decode call: what was planned, and what it cost in nanoseconds.
+
+    Of steps that are in flight at the same time, `total_ns` is what each added to the time of all:
+    from the landing of the one before it.
+    """
 
     rows: int
     plan: Plan
@@ -96,6 +100,7 @@ class DecodeStats:
         self.busy = [_Time() for _ in range(stage_count)]
         self.all_busy = _Time()
         self.stages_busy = _Level()
+        self._meter = ConcurrencyMeter(stage_count)
 
     def record(self, call: DecodeCall) -> None:
         """Add one call."""
@@ -117,7 +122,8 @@ class DecodeStats:
             busy.add(trace.busy_ns)
         self.logits.add(call.logits_ns)
         self.total.add(call.total_ns)
-        measured = concurrency(call.traces)
+        measure = self._meter.add if call.plan.in_flight else concurrency
+        measured = measure(call.traces)
         self.stages_busy.set(measured.stages_busy_max)
         self.all_busy.add(measured.all_busy_ns)
 

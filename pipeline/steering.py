@@ -60,9 +60,9 @@ class Steering:
         if self.mode is LlamaPipelineMode.BATCH or self._stage_count == 1:
             return BATCH
         if self.mode is LlamaPipelineMode.OVERLAPPED:
-            return Candidate(self._stage_count, "overlapped")
+            return Candidate(LlamaPipelineMode.OVERLAPPED, self._stage_count)
         if self.auto is None:
-            return Candidate(max(1, min(self._groups, rows)), "continuous")
+            return Candidate(LlamaPipelineMode.CONTINUOUS, max(1, min(self._groups, rows)))
         if rows == 0:
             return self.current
         choice = self.auto.choose(rows, mean_cached(running))
@@ -71,10 +71,10 @@ class Steering:
 
     def plan(self, rows: int) -> Plan:
         """How to cut a step of one group of `rows` sequences."""
-        if self.current.mode == "continuous" and self.current.groups > 1:
+        if self.current.mode is LlamaPipelineMode.CONTINUOUS and self.current.groups > 1:
             at_once = min(self._stage_count, self.current.groups)
             return Plan(rows, 1, in_flight_stages=at_once, queue_depth=1)
-        mode = LlamaPipelineMode.parse(self.current.mode)
+        mode = self.current.mode
         if self.auto is not None:
             return plan_decode(mode, self._stage_count, rows, least=2)
         return plan_decode(mode, self._stage_count, rows)
@@ -85,7 +85,7 @@ class Steering:
 
     def landed(self, call: Call, plan: Plan, running: Sequence[Running]) -> None:
         """A decode step came back; `running` are the sequences of all groups."""
-        groups = self.current.groups if self.current.mode == "continuous" else 1
+        groups = self.current.groups if self.current.mode is LlamaPipelineMode.CONTINUOUS else 1
         self._landings.append(time.perf_counter_ns())
         rows, cached = len(running), mean_cached(running)
         if len(self._landings) > groups:
@@ -105,7 +105,7 @@ class Steering:
     def json(self) -> dict[str, Any]:
         """How steps are run now, and predicted and measured time of one cycle."""
         return {
-            "mode": self.current.mode,
+            "mode": self.current.mode.value,
             "groups": self.current.groups,
             "predicted_cycle_us": _micros(self.predicted_cycle_s),
             "measured_cycle_us": _micros(self.measured_cycle_s),

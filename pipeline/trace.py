@@ -37,14 +37,38 @@ class Concurrency:
 
 def concurrency(traces: Sequence[StageTrace]) -> Concurrency:
     """Sweep over all stages' busy spans in order of time."""
+    return _sweep([trace.busy for trace in traces])
+
+
+class ConcurrencyMeter:
+    """The same over calls that are under way at the same time, told in the order of their ends."""
+
+    def __init__(self, stage_count: int) -> None:
+        self._lanes: list[list[Span]] = [[] for _ in range(stage_count)]
+
+    def add(self, traces: Sequence[StageTrace]) -> Concurrency:
+        """What became known with one more call.
+
+        A stage's spans are known up to the end of this call's: it worked in the calls' order. What
+        comes after the earliest of these ends waits for the next call.
+        """
+        for lane, trace in zip(self._lanes, traces, strict=True):
+            lane.extend(trace.busy)
+        known = min((lane[-1][1] if lane else 0) for lane in self._lanes)
+        swept = [[(s, min(e, known)) for s, e in lane if s < known] for lane in self._lanes]
+        self._lanes = [[(max(s, known), e) for s, e in lane if e > known] for lane in self._lanes]
+        return _sweep(swept)
+
+
+def _sweep(lanes: Sequence[Sequence[Span]]) -> Concurrency:
     # A span that ends where another starts does not overlap it, so ends (-1) sort first.
     edges = sorted(
-        edge for trace in traces for start, end in trace.busy for edge in ((start, 1), (end, -1))
+        edge for lane in lanes for start, end in lane for edge in ((start, 1), (end, -1))
     )
     busy = most = all_busy_ns = 0
     since = 0
     for at, change in edges:
-        if busy == len(traces):
+        if busy == len(lanes):
             all_busy_ns += at - since
         since = at
         busy += change

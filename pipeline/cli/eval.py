@@ -13,6 +13,7 @@ from pipeline.cli.grouping import command
 from pipeline.cli.options import (
     ComputeOptions,
     ModelOptions,
+    ModeOptions,
     OutputOptions,
     PrecisionOptions,
     ProgressOptions,
@@ -65,7 +66,7 @@ def evaluate(
 
     to = Output(output, progress)
     text = read_text(text_file or HELD_OUT)
-    request = Request(model, split, None, compute, precision)
+    request = Request(model, split, ModeOptions(), compute, precision)
     with open_pipeline(request, to) as pipeline:
         start = time.perf_counter()
         if window is not None and window > pipeline.kv_capacity():

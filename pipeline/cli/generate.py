@@ -19,6 +19,7 @@ from pipeline.cli.options import (
     ProgressOptions,
     SplitOptions,
 )
+from pipeline.cli.tracing import SeeingOptions, seeing
 from pipeline.cli.values import flag
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def generate(
     mode: ModeOptions,
     compute: ComputeOptions,
     precision: PrecisionOptions,
+    see: SeeingOptions,
     output: OutputOptions,
     progress: ProgressOptions,
 ) -> None:
@@ -78,8 +80,12 @@ def generate(
     params = sampling.params()
     demo = None if model.model else DEMO_PROMPTS
     texts = collect_prompts(prompts or [], prompts_file, demo, to.remark)
-    request = Request(model, split, mode.mode, compute, precision)
-    with open_pipeline(request, to) as pipeline:
+    request = Request(model, split, mode, compute, precision)
+    with (
+        seeing(see, to) as seen,
+        open_pipeline(request, to) as pipeline,
+        seen.watching(pipeline.timeline, pipeline.cache_metrics_snapshot),
+    ):
         result = run(pipeline, texts, limits, params, chat, to)
     if to.wants_json:
         to.document({"completions": documents(result, texts), "metrics": result.metrics})
@@ -106,6 +112,7 @@ def run(
         sampling=params,
         stop=limits.stop or (),
         max_batch=limits.max_batch,
+        prefill_chunk=limits.prefill_chunk,
     ) as stream:
         with view_for(to, rows, limits.max_new_tokens) as view:
             for event in stream:

@@ -45,6 +45,15 @@ class LimitOptions:
             rich_help_panel=LIMITS,
         ),
     ] = None
+    prefill_chunk: Annotated[
+        int | None,
+        count(
+            "--prefill-chunk",
+            help="Most tokens of a prompt that go through the stages at once; longer ones go in "
+            "chunks, with decode steps in between. [dim]Default: 256.[/]",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

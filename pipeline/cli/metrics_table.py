@@ -36,6 +36,8 @@ def metric_rows(metrics: dict[str, Any]) -> Iterator[Row]:
         return
     yield "decode", *_times(decode["seconds"], calls["calls"]), speed(decode)
     yield "calls", str(calls["calls"]), "", call_shapes(calls)
+    if len(calls["stage_us_total"]) > 1:
+        yield cycle_row(metrics["snapshot"]["pipeline_mode"])
     yield from stage_rows(calls)
     if len(calls["stage_us_total"]) > 1:
         yield from boundary_rows(calls)
@@ -45,7 +47,23 @@ def call_shapes(decode: dict[str, Any]) -> str:
     """Rows of the calls, and how many were cut; `decode` is `pipeline_decode` of the metrics."""
     shapes = f"{decode['rows'] / decode['calls']:.1f} rows each"
     cut, pieces = decode["overlapped_calls"], decode["microbatch_count_max"]
-    return f"{shapes}, {cut} in {plural(pieces, 'microbatch', 'es')}" if cut else shapes
+    if not cut:
+        return shapes
+    how = f"in {plural(pieces, 'microbatch', 'es')}" if pieces > 1 else "beside other groups"
+    return f"{shapes}, {cut} {how}"
+
+
+def cycle_row(mode: dict[str, Any]) -> Row:
+    """How the last steps were run: a step of every sequence, measured and predicted."""
+    measured, predicted = mode["measured_cycle_us"], mode["predicted_cycle_us"]
+    groups = f" in {plural(mode['groups'], 'group')}" if mode["groups"] > 1 else ""
+    return (
+        "cycle",
+        "",
+        "" if measured is None else seconds_text(measured / 1e6),
+        f"last: {mode['mode']}{groups}"
+        + ("" if predicted is None else f"; predicted {seconds_text(predicted / 1e6)}"),
+    )
 
 
 def stage_rows(decode: dict[str, Any]) -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from pipeline.cli.interrupts import raising_interrupts
 from pipeline.cli.options import (
     ComputeOptions,
     ModelOptions,
+    ModeOptions,
     PrecisionOptions,
     SplitOptions,
 )
@@ -28,6 +29,7 @@ from pipeline.devices import resolve_devices
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.loading import stage_specs
 from pipeline.placement import Placement
+from pipeline.step_cost import LoadOptions
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Request:
 
     model: ModelOptions
     split: SplitOptions
-    mode: str | None
+    mode: ModeOptions
     compute: ComputeOptions
     precision: PrecisionOptions
 
@@ -51,8 +53,9 @@ def open_pipeline(request: Request, to: Output) -> Iterator[LlamaPipeline]:
     """
     folder = checkpoint_folder(request.model.model)
     source = Checkpoint.open(folder)
-    placement = place(source.config, request.split, request.mode)
     check_max_seq_len(source.config, request.precision)
+    load = LoadOptions(resolved_impl(request.compute), **asdict(request.precision))
+    placement = place(source, request.split, request.mode.mode, load)
     devices = resolve_devices(placement.stage_device_ordinals, resolved_impl(request.compute))
     with blaming("--bridge", request.compute.bridge):
         check_bridge(request.compute.bridge, devices)
@@ -75,6 +78,7 @@ def _load(
             splits=[stage.layers for stage in placement.stages],
             devices=placement.stage_device_ordinals,
             mode=placement.mode,
+            groups=request.mode.groups,
             impl=resolved_impl(compute),
             bridge=compute.bridge,
             threads=compute.threads,

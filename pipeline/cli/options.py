@@ -83,8 +83,7 @@ class SplitOptions:
         count(
             "--stages",
             "-s",
-            help="Number of stages; layers are spread evenly. [dim]Default: as many as --splits "
-            "or --devices name.[/]",
+            help="Number of stages. [dim]Default: as many as --splits or --devices name.[/]",
             rich_help_panel=SPLIT,
         ),
     ] = None
@@ -93,7 +92,8 @@ class SplitOptions:
         typer.Option(
             "--splits",
             metavar="LIST",
-            help="Layers of each stage, as counts such as 3,1 or as ranges such as 0-2,3-3.",
+            help="Layers of each stage, as counts such as 3,1 or as ranges such as 0-2,3-3; auto, "
+            "by weight and memory; or even. [dim]Default: auto.[/]",
             rich_help_panel=SPLIT,
         ),
     ] = None
@@ -113,12 +113,22 @@ class ModeOptions:
     """How decode calls run through the stages."""
 
     mode: Annotated[
-        str | None,
+        str,
         choice(
             "--mode",
-            among=("batch", "overlapped"),
-            help="batch: stages take turns. overlapped: stages work at once, on parts of a batch "
-            "of 16 or more. [dim]Default: overlapped with two stages, else batch.[/]",
+            among=("auto", "batch", "overlapped", "continuous"),
+            help="batch: stages take turns. overlapped: they work at once, on parts of a batch of "
+            "16 or more. continuous: groups of sequences, each with a step of its own under way. "
+            "auto: the fastest, by measurement. [dim]Default: auto.[/]",
+            show_default=False,
+            rich_help_panel=SPLIT,
+        ),
+    ] = "auto"
+    groups: Annotated[
+        int | None,
+        count(
+            "--groups",
+            help="Groups of --mode continuous. [dim]Default: as many as stages.[/]",
             rich_help_panel=SPLIT,
         ),
     ] = None

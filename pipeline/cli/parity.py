@@ -73,7 +73,7 @@ def parity(
     from pipeline.cli.opening import Request, open_pipeline
     from pipeline.cli.output import Output
     from pipeline.cli.prompts import collect_prompts
-    from pipeline.parity import compare
+    from pipeline.parity import compare, microbatch_size
 
     to = Output(output, progress)
     texts = None
@@ -81,21 +81,21 @@ def parity(
         texts = collect_prompts(prompts or [], prompts_file, None, to.remark)
     if split.splits is None and split.stages is None and "," not in (split.devices or ""):
         split = replace(split, stages=2)
-    request = Request(model, split, mode.mode, compute, precision)
+    request = Request(model, split, mode, compute, precision)
     with open_pipeline(request, to) as parts:
         alone = replace(
             request,
             split=SplitOptions(devices=first_device(split)),
-            mode="batch",
+            mode=ModeOptions("batch"),
             compute=replace(compute, threads=parts.threads[0]),
         )
         with open_pipeline(alone, to) as whole:
             report = compare(parts, whole, texts, steps=steps)
-        microbatches = parts.cache_metrics_snapshot()["pipeline_decode"]["microbatch_count_max"]
+        size = microbatch_size(parts, report.rows // (steps + 1))
     if to.wants_json:
         to.document(report.json())
     else:
-        to.out.print(as_table(report, microbatches))
+        to.out.print(as_table(report, size))
         to.out.print(verdict(report))
     if not report.ok:
         raise typer.Exit(FAILED)
@@ -106,18 +106,18 @@ def first_device(split: SplitOptions) -> str | None:
     return None if split.devices is None else split.devices.split(",")[0]
 
 
-def as_table(report: ParityReport, microbatches: int) -> Table:
+def as_table(report: ParityReport, size: int) -> Table:
     """What was compared, and how far apart it was."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("stages", "mode", "microbatches", "KV cache", "rows", "difference", "bitwise"):
+    for title in ("stages", "mode", "rows at once", "KV cache", "rows", "difference", "bitwise"):
         table.add_column(title)
     table.add_row(
         str(report.stages),
         report.mode,
-        str(microbatches),
+        str(size),
         report.kv_dtype,
         str(report.rows),
         f"{report.max_abs_diff:.3g}",

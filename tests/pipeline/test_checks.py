@@ -111,5 +111,5 @@ def test_ordinals_of_other_devices_than_the_stages(monkeypatch: pytest.MonkeyPat
 def test_threads_and_bridges_are_checked_too() -> None:
     with pytest.raises(InvalidInputError, match="threads has 3 numbers for 2 stages"):
         LlamaPipeline(fake_stages([1, 2]), threads=[1, 1, 1])
-    with pytest.raises(UnsupportedError, match="bridge 'cuda_peer' is not in this release"):
+    with pytest.raises(UnsupportedError, match="bridge 'cuda_peer' copies between CUDA dev"):
         LlamaPipeline(fake_stages([1, 2]), bridge="cuda_peer")

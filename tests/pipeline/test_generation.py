@@ -211,8 +211,10 @@ def test_a_stream_that_was_never_begun_takes_nothing(pipeline: LlamaPipeline) ->
     stream.close()
 
 
-@pytest.mark.parametrize("operation", ["prepare", "prefill_hidden", "decode_hidden", "greedy"])
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(
+    ("operation", "number"),
+    [("append_hidden", 0), ("decode_hidden", 0), ("decode_hidden", 2), ("greedy", 0), ("greedy", 2)],
+)
 def test_a_failure_releases_all_of_a_streams_sequences(operation: str, number: int) -> None:
     pipeline, stages = fake_pipeline()
     with pipeline:

@@ -11,6 +11,7 @@ import torch
 
 from kernels.errors import CheckpointError, InvalidInputError, LamellaError, UnsupportedError
 from model.bundled_model import bundled_model_path
+from model.checkpoint import Checkpoint
 from model.stage import LlamaStage, StageSpec
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.loading import place, stage_specs
@@ -33,12 +34,15 @@ def test_specs_have_the_ends_of_the_model() -> None:
         ({"stages": 2}, [2, 2]),
         ({"splits": "1,3"}, [1, 3]),
         ({"splits": "0-2,3-3", "stages": 2}, [3, 1]),
-        ({"devices": [None, None, None]}, [2, 1, 1]),
+        ({"devices": [None, None, None]}, [1, 2, 1]),
+        ({"stages": 3, "splits": "even"}, [2, 1, 1]),
+        ({"stages": 3, "splits": " Auto"}, [1, 2, 1]),
+        ({"devices": "cpu,cpu,cpu", "splits": "auto"}, [1, 2, 1]),
         ({"devices": "cpu,cpu"}, [2, 2]),
     ],
 )
 def test_options_make_a_placement(options: dict[str, Any], layers: list[int]) -> None:
-    placement = place(4, **options)
+    placement = place(Checkpoint.open(bundled_model_path()), **options)
     assert [len(stage.layers) for stage in placement.stages] == layers
 
 
@@ -48,14 +52,16 @@ def test_options_make_a_placement(options: dict[str, Any], layers: list[int]) ->
         ({"stages": 3, "splits": "1,3"}, "stages is 3, but splits '1,3' make 2 stages"),
         ({"stages": 5}, "cannot split 4 layers into 5 stages"),
         ({"stages": 2, "devices": [0]}, "device count 1 must match stage count 2"),
-        ({"stages": 2, "mode": "warp"}, 'must be batch or overlapped, got "warp"'),
+        ({"stages": 2, "mode": "warp"}, 'continuous or auto, got "warp"'),
         ({"stages": 1, "mode": "overlapped"}, "requires at least two stages"),
+        ({"splits": "auto"}, "splits are 'auto'; expected stages or devices beside it"),
+        ({"splits": "even"}, "splits are 'even'; expected stages or devices beside it"),
         ({"splits": "1,2"}, "stages cover 3 layers but model has 4"),
     ],
 )
 def test_options_that_contradict_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        place(4, **options)
+        place(Checkpoint.open(bundled_model_path()), **options)
 
 
 def test_stages_load_in_their_workers_one_after_the_other() -> None:
@@ -118,7 +124,11 @@ def stage_threads() -> list[str]:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"bridge": "cuda_peer"}, UnsupportedError, "bridge 'cuda_peer' is not in this release"),
+        (
+            {"bridge": "cuda_peer"},
+            UnsupportedError,
+            "bridge 'cuda_peer' copies between CUDA devices",
+        ),
         ({"bridge": "wire"}, InvalidInputError, "bridge is 'wire'"),
         ({"mode": "warp"}, InvalidInputError, 'got "warp"'),
         ({"kv_dtype": "fp4"}, InvalidInputError, "fp4"),

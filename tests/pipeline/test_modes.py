@@ -22,20 +22,20 @@ def test_parsing_ignores_case_and_space(text: str) -> None:
     assert LlamaPipelineMode.parse(text) is LlamaPipelineMode.BATCH
 
 
-@pytest.mark.parametrize("text", ["", "continuous", "batch overlapped"])
+@pytest.mark.parametrize("text", ["", "warp", "batch overlapped"])
 def test_parsing_quotes_what_it_does_not_know(text: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         LlamaPipelineMode.parse(text)
     assert str(caught.value) == (
-        f'layer_split_pipeline_mode must be batch or overlapped, got "{text}"'
+        f'layer_split_pipeline_mode must be batch, overlapped, continuous or auto, got "{text}"'
     )
 
 
 def test_a_mode_that_is_no_text_is_named() -> None:
     for wrong in (3, b"batch"):
-        with pytest.raises(InvalidInputError, match=rf"batch or overlapped, got {wrong!r}"):
+        with pytest.raises(InvalidInputError, match=rf"continuous or auto, got {wrong!r}"):
             LlamaPipelineMode.parse(wrong)
-    with pytest.raises(InvalidInputError, match="batch or overlapped, got 3"):
+    with pytest.raises(InvalidInputError, match="continuous or auto, got 3"):
         LlamaPipeline.from_pretrained(mode=3)  # type: ignore[arg-type]
 
 

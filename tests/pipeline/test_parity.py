@@ -81,7 +81,12 @@ def test_bad_arguments_are_named(pair: tuple[LlamaPipeline, LlamaPipeline]) -> N
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_the_bundled_model_split_equals_itself(kv_dtype: str) -> None:
     report = parity(
-        prompts=["import os\n", "def f(x):\n"] * 9, steps=2, stages=2, kv_dtype=kv_dtype, threads=1
+        prompts=["import os\n", "def f(x):\n"] * 9,
+        steps=2,
+        stages=2,
+        mode="overlapped",
+        kv_dtype=kv_dtype,
+        threads=1,
     )
     assert (report.bitwise_equal, report.ok) == (True, True)
     assert (report.rows, report.stages, report.mode) == (54, 2, "overlapped")

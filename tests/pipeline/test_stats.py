@@ -7,6 +7,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.bridges.host import HostCopier
 from pipeline.bridges.link import BridgeTiming
@@ -14,7 +16,7 @@ from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.placement import Placement
 from pipeline.schedule import Plan
 from pipeline.stats import DecodeCall, DecodeStats, micros
-from pipeline.trace import Span, StageTrace, concurrency
+from pipeline.trace import ConcurrencyMeter, Span, StageTrace, concurrency
 from tests.pipeline.building import parity_pipeline
 from tests.pipeline.fake_stage import HIDDEN, fake_stages
 
@@ -139,6 +141,7 @@ def test_the_snapshot_has_the_origins_keys() -> None:
         snapshot = pipeline.cache_metrics_snapshot()
     decode = snapshot.pop("pipeline_decode")
     assert set(decode) == {*TWO_CALLS, "measured"}
+    json.dumps([snapshot.pop("pipeline_mode"), snapshot.pop("pipeline_live")])
     assert snapshot == {
         "position": "llama-layer-split-pipeline",
         "stage_count": 2,
@@ -216,3 +219,29 @@ def test_what_is_no_decode_call_is_not_counted() -> None:
         pipeline.decode_greedy([("a", 1, 3)])
         decode = pipeline.cache_metrics_snapshot()["pipeline_decode"]
     assert (decode["calls"], decode["rows"], decode["max_batch"]) == (2, 2, 1)
+
+
+@given(
+    lanes=st.lists(
+        st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=6, max_size=6),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_calls_under_way_at_once_are_swept_together(lanes: list[list[tuple[int, int]]]) -> None:
+    """Whatever the calls' spans, their sum is that of one sweep up to the last known moment."""
+    spans: list[list[Span]] = []
+    for gaps in lanes:
+        at, lane = 0, []
+        for gap, length in gaps:
+            lane.append((at + gap, at + gap + length))
+            at += gap + length
+        spans.append(lane)
+    meter = ConcurrencyMeter(len(lanes))
+    parts = [meter.add([trace(0, [lane[call]]) for lane in spans]) for call in range(6)]
+    known = min(lane[-1][1] for lane in spans)
+    whole = concurrency(
+        [trace(0, [(s, min(e, known)) for s, e in lane if s < known]) for lane in spans]
+    )
+    assert sum(part.all_busy_ns for part in parts) == whole.all_busy_ns
+    assert max(part.stages_busy_max for part in parts) == whole.stages_busy_max

@@ -44,7 +44,7 @@ def test_one_prompt_is_text_alone_on_standard_output() -> None:
     result = invoke("generate", "-n", "8", "--stages", "2", PROMPT)
     assert result.exit_code == 0
     assert result.stdout == f"{PROMPT}{expected['text']}\n"
-    assert "stage0:cpu:layers=0-1;stage1:cpu:layers=2-3 mode=overlapped" in result.stderr
+    assert "stage0:cpu:layers=0-1;stage1:cpu:layers=2-3 mode=auto" in result.stderr
     for word in ("prefill", "decode", "stage 1", "bridge", "overlap"):
         assert word in result.stderr
     assert max(map(len, result.stderr.splitlines())) <= 80

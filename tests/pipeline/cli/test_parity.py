@@ -16,7 +16,7 @@ def test_split_equals_whole() -> None:
     result = invoke("parity", "--kv-dtype", "int8", "--steps", "2")
     assert result.exit_code == 0, result.stderr
     assert "split equals whole, bit for bit" in result.stdout
-    assert "overlapped" in result.stdout
+    assert " auto " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "stage0:cpu:layers=0-1;stage1:cpu:layers=2-3" in result.stderr
     assert "stage0:cpu:layers=0-3 " in result.stderr
@@ -32,7 +32,7 @@ def test_json() -> None:
         "bitwise_equal": True,
         "rows": 4,
         "stages": 3,
-        "mode": "batch",
+        "mode": "auto",
         "kv_dtype": "bf16",
         "ok": True,
     }

@@ -18,7 +18,7 @@ WRONG = [
     ("plan --devices cpu,cpu,cpu --stages 2", "--devices cpu,cpu,cpu: 3 devices for 2 stages"),
     ("plan --kv-dtype int4", "--kv-dtype int4: expected one of auto, fp32, fp16, bf16, int8"),
     ("plan --dtype int8", "--dtype int8: expected one of auto, fp32, fp16, bf16"),
-    ("plan --mode fast", "--mode fast: expected one of batch, overlapped"),
+    ("plan --mode fast", "--mode fast: expected one of auto, batch, overlapped, continuous"),
     ("plan --mode overlapped", "--mode overlapped: needs at least two stages"),
     ("plan --max-seq-len 1025", "--max-seq-len 1025: the model has 1024 positions"),
     ("plan --kv-tokens 0", "--kv-tokens 0: expected a whole number, 1 or more"),
