@@ -1,25 +1,53 @@
-"""`lamella plan`: which layers go where and what they weigh, from the headers alone."""
+"""`lamella plan`: which layers go where, what they weigh and take, from the headers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pipeline.cli.grouping import command
 from pipeline.cli.options import (
+    SPLIT,
     ModelOptions,
     ModeOptions,
     OutputOptions,
     PrecisionOptions,
     SplitOptions,
 )
-from pipeline.cli.sizes import nbytes_text
+from pipeline.cli.sizes import nbytes_text, seconds_text
+from pipeline.cli.values import count
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.cli.stage_plan import StagePlan
+    from model.config import LlamaConfig
+    from pipeline.cli.stage_plan import PlacementPlan
+    from pipeline.step_cost import DecodeStep
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The decode step whose time is predicted."""
+
+    rows: Annotated[
+        int,
+        count(
+            "--rows",
+            help="Sequences of the decode step whose time is predicted. [dim]Default: 16.[/]",
+            show_default=False,
+            rich_help_panel=SPLIT,
+        ),
+    ] = 16
+    context: Annotated[
+        int | None,
+        count(
+            "--context",
+            help="Tokens in the cache of each of them. [dim]Default: 512, or the longest "
+            "sequence.[/]",
+            rich_help_panel=SPLIT,
+        ),
+    ] = None
 
 
 @command
@@ -27,58 +55,93 @@ def plan(
     model: ModelOptions,
     split: SplitOptions,
     mode: ModeOptions,
+    step: StepOptions,
     precision: PrecisionOptions,
     output: OutputOptions,
 ) -> None:
-    """Show which layers each stage gets, and the bytes of its weights and KV cache.
+    """Show which layers each stage gets, its bytes, and how long a decode step takes it.
 
     Reads the headers of the checkpoint; no weights are loaded, and the devices may be another
-    machine's.
+    machine's. What does not fit is shown, and is no error: the exit code is 0.
     """
     from model.checkpoint import Checkpoint
     from pipeline.cli.folders import checkpoint_folder
     from pipeline.cli.output import Output
     from pipeline.cli.placing import place
-    from pipeline.cli.stage_plan import kv_layout, plan_stages, planned_kv_tokens
+    from pipeline.cli.stage_plan import check_max_seq_len, make_plan
+    from pipeline.step_cost import LoadOptions
 
     to = Output(output)
     folder = checkpoint_folder(model.model)
     source = Checkpoint.open(folder)
-    placement = place(source.config, split, mode.mode, here=False)
-    stages = list(plan_stages(source, placement, precision))
-    kv_dtype = kv_layout(source, precision).dtype
-    kv_tokens = planned_kv_tokens(source.config, precision)
+    check_max_seq_len(source.config, precision)
+    load = LoadOptions(**asdict(precision))
+    decode_step = step_of(step, precision, source.config)
+    placement = place(source, split, mode.mode, load, here=False)
+    made = make_plan(source, placement, load, decode_step)
     if to.wants_json:
-        to.document(
-            {
-                "plan": str(placement),
-                "mode": str(placement.mode),
-                "model": str(folder),
-                "kv_dtype": kv_dtype,
-                "kv_tokens": kv_tokens,
-                "stages": [asdict(stage) for stage in stages],
-            }
-        )
+        to.document({"model": str(folder), **as_json(made, decode_step)})
         return
     to.out.print(str(placement), soft_wrap=True)
-    to.out.print(as_table(stages, f"KV of {kv_tokens}"))
-    to.out.print(f"mode {placement.mode}, KV cache {kv_dtype}", style="dim")
+    to.out.print(as_table(made))
+    for line, style in remarks(made, decode_step):
+        to.out.print(line, style=style)
 
 
-def as_table(stages: Sequence[StagePlan], kv_title: str) -> Table:
-    """One row per stage, and the sum of several."""
+def step_of(options: StepOptions, precision: PrecisionOptions, config: LlamaConfig) -> DecodeStep:
+    """The step that the options ask for; `typer.BadParameter` for more tokens than can be."""
+    from pipeline.cli.errors import usage_error
+    from pipeline.step_cost import DecodeStep
+
+    longest = precision.max_seq_len or config.max_seq_len
+    if options.context is None:
+        return DecodeStep(options.rows, min(DecodeStep.context, longest))
+    if options.context > longest:
+        raise usage_error("--context", options.context, f"a sequence has at most {longest} tokens")
+    return DecodeStep(options.rows, options.context)
+
+
+def as_json(made: PlacementPlan, step: DecodeStep) -> dict[str, Any]:
+    """The plan as the document of `--json`."""
+    return {
+        "plan": str(made.placement),
+        "mode": str(made.placement.mode),
+        "kv_dtype": made.kv_dtype,
+        "kv_tokens": made.kv_tokens,
+        "rows": step.rows,
+        "context": step.context,
+        "slowest_stage": made.slowest,
+        "imbalance": made.imbalance,
+        "fits": made.fits,
+        "stages": [asdict(stage) for stage in made.stages],
+        "devices": [
+            {
+                **asdict(device),
+                "lacking_bytes": device.lacking_bytes,
+                "bytes_per_second": profile.bandwidth,
+                "basis": profile.basis,
+            }
+            for device, profile in zip(made.devices, made.profiles, strict=True)
+        ],
+    }
+
+
+def as_table(made: PlacementPlan) -> Table:
+    """One row per stage, and the bytes of several together."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    stages = made.stages
     table = Table(box=SIMPLE_HEAD, show_footer=len(stages) > 1, pad_edge=False)
     for title in ("stage", "device", "layers", "ends"):
         table.add_column(title, "all" if title == "stage" else "")
     for title, values in (
         ("weights", [stage.weight_bytes for stage in stages]),
-        ("KV per token", [stage.kv_bytes_per_token for stage in stages]),
-        (kv_title, [stage.kv_bytes for stage in stages]),
+        ("KV", [stage.kv_bytes for stage in stages]),
+        ("workspace", [stage.workspace_bytes for stage in stages]),
     ):
         table.add_column(title, nbytes_text(sum(values)), justify="right")
+    table.add_column("time", justify="right")
     for stage in stages:
         ends = [name for name, has in (("embed", stage.embed), ("head", stage.head)) if has]
         table.add_row(
@@ -87,7 +150,41 @@ def as_table(stages: Sequence[StagePlan], kv_title: str) -> Table:
             f"{stage.first_layer}-{stage.last_layer}",
             " ".join(ends),
             nbytes_text(stage.weight_bytes),
-            nbytes_text(stage.kv_bytes_per_token),
             nbytes_text(stage.kv_bytes),
+            nbytes_text(stage.workspace_bytes),
+            seconds_text(stage.seconds),
         )
     return table
+
+
+def remarks(made: PlacementPlan, step: DecodeStep) -> Iterator[tuple[str, str]]:
+    """Lines below the table, with the style of each; what does not fit comes last, in red."""
+    per_token = sum(stage.kv_bytes_per_token for stage in made.stages)
+    yield (
+        f"mode {made.placement.mode}; KV cache {made.kv_dtype} of {made.kv_tokens} tokens, "
+        f"{nbytes_text(per_token)} each",
+        "dim",
+    )
+    yield f"times: a decode step of {step.rows} rows with {step.context} tokens each", "dim"
+    if len(made.stages) > 1:
+        yield f"slowest: stage {made.slowest}; imbalance {made.imbalance:.0%}", "dim"
+    for profile in made.profiles:
+        speed = f"{profile.bandwidth / 1e9:.0f} GB/s"
+        if profile.basis == "absent":
+            yield f"{profile.name} is not here: times and memory guess an A100, {speed}", "yellow"
+        elif profile.basis == "assumed":
+            yield f"{profile.name} is of an unknown kind: times guess {speed}", "yellow"
+        else:
+            yield f"{profile.name}: {speed}, {profile.basis}", "dim"
+    for device in made.devices:
+        if device.memory_bytes is None:
+            continue
+        need, have = nbytes_text(device.needed_bytes), nbytes_text(device.memory_bytes)
+        if not device.lacking_bytes:
+            yield f"{device.device} needs {need} and has {have}", "dim"
+            continue
+        yield (
+            f"does not fit: {device.device} needs {need} and has {have}; "
+            f"{device.lacking_bytes} bytes are missing",
+            "red",
+        )

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kernels.dispatch import resolve_impl
-from kernels.layout import KVLayout
-from model.cache import blocks_for
 from model.config import LlamaConfig
-from model.stage import default_kv_tokens
-from model.stage_weights import resolve_dtype, resolve_kv_dtype
-from model.weights import WeightSource, stage_nbytes
+from model.stage import cache_sizes
+from model.weights import WeightSource
+from pipeline.balance import DeviceLoad, device_loads, imbalance, stage_costs
 from pipeline.cli.errors import usage_error
 from pipeline.cli.options import PrecisionOptions
-from pipeline.devices import default_device
+from pipeline.cli.placing import stage_devices
+from pipeline.device_profile import DeviceProfile, device_profile
 from pipeline.loading import stage_specs
 from pipeline.placement import Placement
+from pipeline.step_cost import DecodeStep, LoadOptions, kv_layout
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage and its bytes: weights as loaded, KV pools as allocated."""
+    """One stage: its bytes, weights as loaded and KV pools as allocated, and its predicted time."""
 
     stage: int
     device: str
@@ -32,50 +30,70 @@ class StagePlan:
     weight_bytes: int
     kv_bytes_per_token: int
     kv_bytes: int
+    workspace_bytes: int
+    seconds: float
 
 
-def plan_stages(
-    source: WeightSource, placement: Placement, precision: PrecisionOptions
-) -> Iterator[StagePlan]:
-    """The plan of every stage, in order. Raises what `check_max_seq_len` raises."""
-    check_max_seq_len(source.config, precision)
-    layout = kv_layout(source, precision)
-    blocks = blocks_for(planned_kv_tokens(source.config, precision), precision.block_size)
-    for index, (spec, ordinal) in enumerate(
-        zip(stage_specs(placement), placement.stage_device_ordinals, strict=True)
-    ):
-        device = str(default_device("auto")) if ordinal is None else f"cuda:{ordinal}"
-        dtype = resolve_dtype(precision.dtype, source.dtype, resolve_impl("auto", device))
-        stored = stage_nbytes(source, spec.layers, embed=spec.embed, head=spec.head)
-        per_token = layout.bytes_per_token * len(spec.layers)
-        yield StagePlan(
+@dataclass(frozen=True)
+class PlacementPlan:
+    """The stages of a placement, and what they ask of their devices."""
+
+    placement: Placement
+    stages: tuple[StagePlan, ...]
+    devices: tuple[DeviceLoad, ...]
+    profiles: tuple[DeviceProfile, ...]  # one per device
+    imbalance: float
+    kv_dtype: str
+    kv_tokens: int
+
+    @property
+    def slowest(self) -> int:
+        """Index of the slowest stage, the first of several."""
+        times = [stage.seconds for stage in self.stages]
+        return times.index(max(times))
+
+    @property
+    def fits(self) -> bool:
+        """Whether every device has memory for its stages, as far as that is known."""
+        return not any(device.lacking_bytes for device in self.devices)
+
+
+def make_plan(
+    source: WeightSource, placement: Placement, load: LoadOptions, step: DecodeStep
+) -> PlacementPlan:
+    """The plan of a placement, on devices of this or of another machine."""
+    profiles = [device_profile(device) for device in stage_devices(placement)]
+    costs = stage_costs(source, placement, profiles, load, step)
+    layout = kv_layout(source, load)
+    kv_tokens, _ = cache_sizes(source.config, load.block_size, load.kv_tokens, load.max_seq_len)
+    stages = tuple(
+        StagePlan(
             stage=index,
-            device=device,
+            device=profile.name,
             first_layer=spec.layers.start,
             last_layer=spec.layers.stop - 1,
             embed=spec.embed,
             head=spec.head,
-            weight_bytes=stored * dtype.itemsize // source.dtype.itemsize,
-            kv_bytes_per_token=per_token,
-            kv_bytes=per_token * blocks * precision.block_size,
+            weight_bytes=cost.weight_bytes,
+            kv_bytes_per_token=layout.bytes_per_token * len(spec.layers),
+            kv_bytes=cost.kv_bytes,
+            workspace_bytes=cost.workspace_bytes,
+            seconds=cost.seconds,
         )
-
-
-def kv_layout(source: WeightSource, precision: PrecisionOptions) -> KVLayout:
-    """The layout of the KV pools."""
-    return KVLayout(
-        resolve_kv_dtype(precision.kv_dtype, source.dtype),
-        precision.block_size,
-        source.config.num_key_value_heads,
-        source.config.head_dim,
+        for index, (spec, profile, cost) in enumerate(
+            zip(stage_specs(placement), profiles, costs, strict=True)
+        )
     )
-
-
-def planned_kv_tokens(config: LlamaConfig, precision: PrecisionOptions) -> int:
-    """Tokens that the KV pools will hold, before rounding up to blocks."""
-    if precision.kv_tokens is not None:
-        return precision.kv_tokens
-    return default_kv_tokens(precision.max_seq_len or config.max_seq_len)
+    loads = device_loads(costs, profiles)
+    return PlacementPlan(
+        placement,
+        stages,
+        tuple(loads),
+        tuple(profiles[device.stages[0]] for device in loads),
+        imbalance(costs),
+        layout.dtype,
+        kv_tokens,
+    )
 
 
 def check_max_seq_len(config: LlamaConfig, precision: PrecisionOptions) -> None:
