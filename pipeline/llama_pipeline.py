@@ -274,6 +274,7 @@ class LlamaPipeline:
             "pipeline_decode": self._engine.stats.json(),
             "pipeline_mode": self._steering.json(),
             "pipeline_live": self._live.json(),
+            "kv_free_blocks": [self._engine.ledger.free_blocks(i) for i in range(len(self.stages))],
         }
 
     def timeline(self, last_s: float | None = None) -> Timeline:

@@ -154,6 +154,18 @@ class Scheduler:
             self._launch_decode(group)
         if way.mode is CONTINUOUS and self._prefills_aloft() == 0:
             self._launch_prefill()
+        self._count()
+
+    def _count(self) -> None:
+        """Note for the timeline how things stand."""
+        now = time.perf_counter_ns()
+        for name, value in (
+            ("groups in flight", self._groups.aloft),
+            ("running", len(self._groups)),
+            ("waiting", len(self._waiting) + len(self._entering)),
+            ("free blocks", self._engine.ledger.free_blocks(0)),
+        ):
+            self._engine.recorder.count(name, now, value)
 
     def _prefill_is_next(self, mode: LlamaPipelineMode) -> bool:
         """Whether to prefill before decoding on.

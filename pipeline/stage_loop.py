@@ -44,15 +44,19 @@ class StageLoop:
         self.link_in = link_in
         self.link_out = link_out
         self._recorder = recorder
+        self._rested_ns = 0  # when the last job was through
 
     def run(self, job: Job) -> None:
         """Do this stage's part; never raises: what goes wrong is noted in the job."""
+        if self._rested_ns:
+            self.span(Track.WAIT, self._rested_ns, job, job.task.name, 0)
         try:
             if isinstance(job.task, Work):
                 _Passage(self, job, job.task).run()
             else:
                 self._chore(job)
         finally:
+            self._rested_ns = time.perf_counter_ns()
             job.leave()
 
     def _chore(self, job: Job) -> None:

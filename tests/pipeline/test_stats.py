@@ -142,6 +142,7 @@ def test_the_snapshot_has_the_origins_keys() -> None:
     decode = snapshot.pop("pipeline_decode")
     assert set(decode) == {*TWO_CALLS, "measured"}
     json.dumps([snapshot.pop("pipeline_mode"), snapshot.pop("pipeline_live")])
+    assert snapshot.pop("kv_free_blocks") == [32, 32]
     assert snapshot == {
         "position": "llama-layer-split-pipeline",
         "stage_count": 2,
