@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -103,7 +104,8 @@ def cutting_profiles(devices: Sequence[torch.device]) -> list[DeviceProfile]:
 def cpu_profile() -> DeviceProfile:
     """This machine's CPU, with the threads that torch uses now and the memory available now.
 
-    Speeds are measured once per process and number of threads, in about a tenth of a second.
+    Speeds are measured once per process and number of threads, in about a tenth of a second; rates
+    are those of one thread, times their number.
     """
     bandwidth, float32, bfloat16 = _measure(torch.get_num_threads())
     return DeviceProfile(
@@ -181,7 +183,24 @@ def _measure(threads: int) -> tuple[float, float, float]:
     source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8)
     target = torch.zeros_like(source)
     copying = min(_seconds(lambda: target.copy_(source)) for _ in range(_COPIES))
-    return 2 * _COPIED_BYTES / copying, _product_rate(torch.float32), _product_rate(torch.bfloat16)
+    # Products in one thread: where others use the cores, threads that wait for each other's parts
+    # make one many times slower, and how many depends on them.
+    with ThreadPoolExecutor(1) as pool:
+        single, half = pool.submit(_product_rates, (torch.float32, torch.bfloat16)).result()
+    return 2 * _COPIED_BYTES / copying, threads * single, threads * half
+
+
+def _product_rates(dtypes: Sequence[torch.dtype]) -> list[float]:
+    """Operations a second of one thread; for a thread of its own, whose number of threads it sets.
+
+    What that number is elsewhere, and what new threads begin with, is as before afterwards.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [_product_rate(dtype) for dtype in dtypes]
+    finally:
+        torch.set_num_threads(before)
 
 
 def _product_rate(dtype: torch.dtype) -> float:

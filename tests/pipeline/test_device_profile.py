@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -38,9 +39,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_cpu_is_measured_once() -> None:
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     first, again = cpu_profile(), cpu_profile()
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == threads
     assert first.basis == "measured"
     assert replace(first, memory_bytes=None) == replace(again, memory_bytes=None)
     for speed in (first.bandwidth, first.float32_rate, first.bfloat16_rate):
