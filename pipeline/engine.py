@@ -172,16 +172,15 @@ class PipelineEngine:
             self._send(call, works)
             return call
 
-    def land(self, call: Call) -> torch.Tensor:
-        """Wait for a call that was launched; its answers in order.
+    def land(self, call: Call) -> None:
+        """Wait for a call that was launched; then ask it for its answers.
 
-        Raises what failed in it. Its sequences must be released then, as stages may disagree.
+        It raises what failed in it. Its sequences must be released then, as stages may disagree.
         """
         call.wait()
         self._aloft.pop(id(call), None)
         if self._closed and call.stopped and call.failure is None:
             raise LamellaError("the pipeline is closed")
-        return call.answers()
 
     def reserve(self, seq_id: str, tokens: int) -> None:
         """Keep room for a sequence that will be launched. Raises `CapacityError`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+
 import torch
 
 from kernels.errors import LamellaError
@@ -56,12 +57,19 @@ class Call:
         Made in the caller's thread, so that it may write into it: stages' own results are inference
         tensors. Raises what failed, or that the call was stopped.
         """
+        outputs = self._outputs()
+        return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.int64)
+
+    def tokens(self) -> list[int]:
+        """The same where answers are token ids."""
+        return [token for output in self._outputs() for token in output.tolist()]
+
+    def _outputs(self) -> list[torch.Tensor]:
         if (failure := self.failure) is not None:
             raise failure from failure.cause
         if self.stopped:
             raise LamellaError("the pipeline was closed during the call")
-        outputs = [j.output for j in self.jobs if j.output is not None]
-        return torch.cat(outputs) if outputs else torch.empty(0, dtype=torch.int64)
+        return [job.output for job in self.jobs if job.output is not None]
 
 
 class Job:

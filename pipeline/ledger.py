@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kernels.errors import CapacityError, InvalidInputError
-from model.cache import blocks_for
 from pipeline.interfaces import Stage
 
 
@@ -38,7 +37,7 @@ class Entry(NamedTuple):
 
     def blocks(self, block_size: int) -> int:
         """Blocks that it holds."""
-        return blocks_for(max(self.length, self.reserved), block_size)
+        return -(-max(self.length, self.reserved) // block_size)
 
 
 class _Books(NamedTuple):
@@ -159,16 +158,16 @@ class Ledger:
         return changes
 
     def _check(self, changes: Mapping[str, Entry | None]) -> None:
+        longest = max((max(entry) for entry in changes.values() if entry is not None), default=0)
+        more = {size: self._more_blocks(changes, size) for size in self._books.held}
         for stage, room in enumerate(self.rooms):
-            for seq_id, entry in changes.items():
-                longest = 0 if entry is None else max(entry)
-                if longest > room.capacity:
-                    raise CapacityError(
-                        f"stage {stage}: sequence {seq_id!r} needs {longest} positions, capacity "
-                        f"is {room.capacity}"
-                    )
-            needed = self._more_blocks(changes, room.block_size)
-            free = self.free_blocks(stage)
+            if longest > room.capacity:
+                seq_id = next(i for i, entry in changes.items() if entry and max(entry) == longest)
+                raise CapacityError(
+                    f"stage {stage}: sequence {seq_id!r} needs {longest} positions, capacity is "
+                    f"{room.capacity}"
+                )
+            needed, free = more[room.block_size], self.free_blocks(stage)
             if needed > free:
                 raise CapacityError(
                     f"stage {stage}: the KV cache needs {needed} more blocks of "

@@ -194,12 +194,19 @@ class _Run:
         engine.arrange(Arrangement.TOGETHER)
         aloft: deque[Call] = deque()
         landed: list[torch.Tensor] = []
+
+        def land() -> None:
+            call = aloft.popleft()
+            engine.land(call)
+            landed.append(call.answers())
+
         for tokens in steps:
             for part in self._parts(tokens, size):
                 if len(aloft) == -(-len(tokens) // size):
-                    landed.append(engine.land(aloft.popleft()))
+                    land()
                 aloft.append(engine.launch([Decode(part, Answer.LOGITS)]))
-        landed.extend(engine.land(call) for call in aloft)
+        while aloft:
+            land()
         groups = len(landed) // len(steps) if steps else 1
         return [torch.cat(landed[i : i + groups]) for i in range(0, len(landed), groups)]
 

@@ -28,7 +28,6 @@ from pipeline.sequences import Completion, GenerationEvent, Rate, Running
 from pipeline.steering import Steering
 from pipeline.work import Decode, Prefill
 
-
 CONTINUOUS = LlamaPipelineMode.CONTINUOUS
 
 
@@ -253,7 +252,8 @@ class Scheduler:
         if flight.group is not None:
             flight.group.aloft = False
         try:
-            output = self._engine.land(flight.call)
+            self._engine.land(flight.call)
+            tokens = flight.call.tokens()
         except StageError as error:
             if not self._report or not flight.members:
                 raise
@@ -263,13 +263,13 @@ class Scheduler:
         now = time.perf_counter_ns()
         elapsed_ns, self._landed_ns = now - self._landed_ns, now
         if flight.plan is not None:
-            return self._decoded(flight, flight.plan, output.tolist(), elapsed_ns)
+            return self._decoded(flight, flight.plan, tokens, elapsed_ns)
         self._steering.disturbed()
         self.prefill_rate.add(flight.tokens, elapsed_ns / 1e9)
         for sequence in flight.ends:
             self._groups.add(sequence)
         self.running_max = max(self.running_max, len(self._groups))
-        return self._take(output.tolist(), flight.ends)
+        return self._take(tokens, flight.ends)
 
     def _decoded(
         self, flight: _Flight, plan: Plan, tokens: list[int], elapsed_ns: int
