@@ -26,7 +26,7 @@ GUESS_DOUBT = 0.5
 and of times that were only guessed."""
 
 
-DEFAULT_GUESS = StageCost(0.5, 0.03, 0.0001)
+DEFAULT_GUESS = StageCost(0.5, 0.03, 1e-5)
 """Shape of a stage's time that nobody guessed: half of it weights at 16 rows. Not its size."""
 
 _HOP_GUESS = np.array([1.0, 0.0, 0.0])
@@ -91,6 +91,7 @@ class CostModel:
         self._hops = {kind: [LineFit() for _ in range(stage_count)] for kind in Arrangement}
         self._stalls = Stalls()
         self._fitted: dict[Arrangement, Floats | None] = {}
+        self._fitted_alone: dict[Arrangement, Floats] = {}
         self._fitted_hops: dict[Arrangement, Floats] = {}
 
     def observe_stage(
@@ -106,11 +107,8 @@ class CostModel:
         check_measured(f"stage {stage}", seconds)
         usual = self._stages[arrangement][stage].observe(rows, rows * cached, seconds)
         self._stalls.add(usual, seconds)
-        # Both depend on turns; these depend on the other only while they have nothing of their own.
-        if arrangement is Arrangement.TURNS or not self._stages[Arrangement.TURNS][stage]:
-            self._fitted.clear()
-        else:
-            self._fitted.pop(arrangement, None)
+        self._fitted.clear()
+        self._fitted_alone.pop(arrangement, None)
 
     def observe_hop(self, arrangement: Arrangement, hop: int, nbytes: int, seconds: float) -> None:
         """One hand-over of `nbytes` took `seconds` until the next stage had it. Raises the same."""
@@ -194,13 +192,18 @@ class CostModel:
 
     def _before(self, arrangement: Arrangement) -> Floats | None:
         """What to believe of an arrangement without its own measurements; None if nothing."""
-        turns, together = Arrangement.TURNS, Arrangement.TOGETHER
-        other = together if arrangement is turns else turns
-        if all(self._stages[other]) and (arrangement is together or not any(self._stages[turns])):
-            known = self._lines(other)
-            ratio = self._guesses[arrangement] / self._guesses[other]
-            return None if known is None else known * ratio
+        other = next(kind for kind in Arrangement if kind is not arrangement)
+        if all(self._stages[other]):  # its shape, for instance with context, is this one's too
+            return self._alone(other) * (self._guesses[arrangement] / self._guesses[other])
         return np.stack([self._guesses[arrangement]] * LINES) if self._guessed else None
+
+    def _alone(self, arrangement: Arrangement) -> Floats:
+        """Lines of an arrangement that was measured, as if it were the only one."""
+        if arrangement not in self._fitted_alone:
+            pairs = zip(self._stages[arrangement], self._guesses[arrangement], strict=True)
+            lines = [fit.lines(guess) for fit, guess in pairs]
+            self._fitted_alone[arrangement] = np.stack(lines, axis=1)
+        return self._fitted_alone[arrangement]
 
     def _hop_lines(self, arrangement: Arrangement) -> Floats:
         """Seconds [S, 2] per hand-over and per byte."""

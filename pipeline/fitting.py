@@ -118,20 +118,28 @@ class LineFit:
 
 def _guesses(times: Floats) -> Floats:
     """Shares [3, LINES] by a guess of the terms' times, each column summing to 1."""
-    shares = times / times.sum() if times.sum() > 0 else np.eye(3)[0]
-    rest = shares * (0.0, 1.0, 1.0)
-    rest = rest / rest.sum() if rest.sum() > 0 else np.eye(3)[1]
-    constants = (shares[0], max(0.0, shares[0] - SHARE_SD), min(1.0, shares[0] + SHARE_SD))
-    return np.array([np.eye(3)[0] * share + rest * (1 - share) for share in constants]).T
+    constant, size, third = times.tolist()
+    rest = size + third
+    size, third = (size / rest, third / rest) if rest > 0 else (1.0, 0.0)
+    share = constant / (constant + rest) if constant + rest > 0 else 1.0
+    constants = np.array([share, max(0.0, share - SHARE_SD), min(1.0, share + SHARE_SD)])
+    return np.array([constants, size * (1 - constants), third * (1 - constants)])
 
 
-def _non_negative(precision: Floats, target: Floats) -> Floats:
+def _non_negative(precision: Floats, target: Floats) -> list[float]:
     """Minimise u'Pu / 2 - target'u over u >= 0; the free minimum is known to be elsewhere."""
-    best, found = math.inf, np.zeros(3)
-    for kept in ([0, 1], [0, 2], [1, 2], [0], [1], [2]):
-        u = np.zeros(3)
-        u[kept] = np.linalg.solve(precision[np.ix_(kept, kept)], target[kept])
-        cost = float(u @ precision @ u / 2 - target @ u)
-        if cost < best and (u >= 0).all():
-            best, found = cost, u
-    return found
+    p, t = precision.tolist(), target.tolist()
+    found = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):  # two terms, or one; t is never negative
+        u = [0.0] * 3
+        determinant = p[i][i] * p[j][j] - p[i][j] ** 2
+        u[i] = (t[i] * p[j][j] - t[j] * p[i][j]) / determinant
+        u[j] = (t[j] * p[i][i] - t[i] * p[i][j]) / determinant
+        found.append(u)
+    for i in range(3):
+        u = [0.0] * 3
+        u[i] = t[i] / p[i][i]
+        found.append(u)
+    # At each of these minima the cost is -target'u / 2.
+    feasible = (u for u in found if min(u) >= 0)
+    return max(feasible, key=lambda u: sum(a * b for a, b in zip(u, t, strict=True)))

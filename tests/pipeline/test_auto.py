@@ -107,7 +107,7 @@ QUIET = [
     Cell(8, 0.3, rows=16),
     Cell(8, 2.5, False, 0.5, contention=3.0, rows=16),
     Cell(2, 1.4, handover=0.3),  # the model does not know that the driver is slow
-    Cell(3, 2.5, handover=1.0),
+    Cell(3, 2.5, handover=0.5),
 ]
 
 
