@@ -27,6 +27,13 @@ from pipeline.validation import as_int
 WORKSPACE_TOKENS = 1024
 """Tokens of one call whose activations a stage is allowed for, beside weights and KV pools."""
 
+CPU_ATTENTION_PASSES = 8
+"""Times that a CPU's decode attention takes of reading K and V once.
+
+It gathers the blocks of a sequence first, and the products of one query are slow. Measured on Zen 5
+with 16 sequences of 512 tokens, 8 kv heads of 64 in bfloat16: 4.7 ms where reading takes 0.58 ms.
+"""
+
 _FLOAT32 = 4  # bytes of an activation, as the residual stream and logits have it
 
 
@@ -102,6 +109,7 @@ class PartCosts:
         self._profile = profile
         self._rows = step.rows
         impl = resolve_impl(load.impl, profile.name)
+        self._attention_passes = CPU_ATTENTION_PASSES if profile.name == "cpu" else 1
         self._dtype = resolve_dtype(load.dtype, source.dtype, impl)
         self._kv_tokens, longest = cache_sizes(
             source.config, load.block_size, load.kv_tokens, load.max_seq_len
@@ -114,7 +122,8 @@ class PartCosts:
         window = self._config.window(index) or self._context
         seen = self._rows * min(window, self._context)
         heads = self._config.num_attention_heads * self._config.head_dim
-        seconds = self._longer(seen * self._layout.bytes_per_token, 4 * seen * heads)
+        moved = self._attention_passes * seen * self._layout.bytes_per_token
+        seconds = self._longer(moved, 4 * seen * heads)
         seconds += sum(
             self._linear(name)
             for kind, name in layer_names(self._config, index)
