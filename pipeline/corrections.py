@@ -57,8 +57,11 @@ class Ratio:
         return Ratio(mean, (own + others) ** -0.5)
 
     def of_sibling(self) -> Ratio:
-        """What it says about another candidate of its kind."""
-        return Ratio(self.mean, math.hypot(self.sd, SIBLING_SD))
+        """What it says about another candidate of its kind.
+
+        The further it is off, the less: what holds up three groups, a fourth may hide.
+        """
+        return Ratio(self.mean, math.hypot(self.sd, SIBLING_SD, self.mean - 1))
 
 
 class MeasuredCycles:
