@@ -6,7 +6,7 @@ import itertools
 import weakref
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -20,11 +20,12 @@ from pipeline.bridges.opening import check_bridge, open_bridge
 from pipeline.checks import check_stages, placement_of
 from pipeline.crew import Crew
 from pipeline.engine import PipelineEngine
+from pipeline.explanation import Explanation
 from pipeline.generation import GenerationResult, GenerationStream, run_to_end
 from pipeline.hidden import PipelineHidden
 from pipeline.interfaces import Stage
 from pipeline.ledger import Ledger
-from pipeline.line import ThreadLine
+from pipeline.line import Line, ThreadLine
 from pipeline.live import LiveMetrics
 from pipeline.loading import load_pieces
 from pipeline.modes import LlamaPipelineMode, StageBridge, Transport
@@ -35,6 +36,10 @@ from pipeline.steering import Steering
 from pipeline.timeline import Recorder, Timeline
 from pipeline.validation import RESERVED, as_int, as_rows, as_tokens, check_id
 from pipeline.work import Answer
+
+if TYPE_CHECKING:
+    from pipeline.distributed.request import LoadRequest
+    from pipeline.distributed.world import World
 
 POSITION = "llama-layer-split-pipeline"
 
@@ -79,11 +84,10 @@ class LlamaPipeline:
             placement = placement_of(stages)
         check_stages(stages, placement)
         check_bridge(bridge, [stage.device for stage in stages], bridge_dtype)
-        if groups is not None and as_int(groups, "groups") < 1:
-            raise InvalidInputError(f"groups is {groups}; expected 1 or more")
-        mode, count, config = placement.mode, len(stages), stages[0].config
+        _check_groups(groups)
+        count, config = len(stages), stages[0].config
         if crew is None:
-            crew = Crew.of(mode, count, threads)
+            crew = Crew.of(placement.mode, count, threads)
         try:
             devices = [stage.device for stage in stages]
             links = open_bridge(bridge, config.hidden_size, devices, bridge_dtype)
@@ -91,13 +95,34 @@ class LlamaPipeline:
         except BaseException:
             crew.close()
             raise
-        self._closer = weakref.finalize(self, crew.close)
         recorder = Recorder(count)
-        line = ThreadLine(stages, crew, links, recorder)
-        profile = DecodeProfile(profile_enabled())
-        self._engine = PipelineEngine(
-            config, mode, line, Ledger.of(stages), links.name, profile, recorder
+        self._assemble(
+            stages,
+            placement,
+            ThreadLine(stages, crew, links, recorder),
+            Ledger.of(stages),
+            links.name,
+            recorder,
+            groups,
+            tokenizer,
         )
+
+    def _assemble(
+        self,
+        stages: tuple[Stage, ...],
+        placement: Placement,
+        line: Line,
+        ledger: Ledger,
+        bridge: StageBridge,
+        recorder: Recorder,
+        groups: int | None,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        """Everything above the line of stages, wherever they are."""
+        mode, count, config = placement.mode, len(stages), stages[0].config
+        self._closer = weakref.finalize(self, line.close)
+        profile = DecodeProfile(profile_enabled())
+        self._engine = PipelineEngine(config, mode, line, ledger, bridge, profile, recorder)
         auto = None
         if mode is LlamaPipelineMode.AUTO:
             auto = AutoMode(count, row_bytes=4 * config.hidden_size)
@@ -107,6 +132,27 @@ class LlamaPipeline:
         self._placement = placement
         self._tokenizer = tokenizer
         self._numbers = itertools.count()
+
+    @classmethod
+    def _over_ranks(cls, world: World, request: LoadRequest) -> LlamaPipeline:
+        """The pipeline of the driver, whose other stages are in other processes."""
+        from pipeline.distributed.driving import drive
+
+        _check_groups(request.groups)
+        driving = drive(world, request)
+        pipeline = cls.__new__(cls)
+        pipeline._assemble(
+            # The driver never asks a stage: of those elsewhere it has descriptions.
+            cast("tuple[Stage, ...]", driving.stages),
+            driving.placement,
+            driving.line,
+            driving.ledger,
+            StageBridge.DISTRIBUTED,
+            driving.recorder,
+            request.groups,
+            driving.tokenizer,
+        )
+        return pipeline
 
     @classmethod
     def from_pretrained(
@@ -134,8 +180,11 @@ class LlamaPipeline:
 
         Args:
             path: the checkpoint's folder; None is the bundled model.
-            stages: how many, even by layer count; 1 unless `splits` or `devices` say otherwise.
-            splits: layer counts or ranges instead, see `Placement.from_splits`.
+            stages: how many, 1 unless `splits` or `devices` say otherwise. They are cut by weight
+                and memory: the slowest one is as fast as it can be, embedding, head, sampling and
+                KV pools counted.
+            splits: "even" by layer count instead, or layer counts or ranges, see
+                `Placement.from_splits`.
             devices: CUDA ordinals, one per stage; None (or "cpu" in text) is the default device.
             kv_dtype, impl, dtype, block_size, kv_tokens, max_seq_len, cuda_graphs: see
                 `LlamaStage.load`.
@@ -146,7 +195,35 @@ class LlamaPipeline:
 
         Raises:
             InvalidInputError, UnsupportedError, CheckpointError: name what is wrong.
+            CapacityError: no cut fits the devices' memory; names the stage and the bytes missing.
         """
+        from pipeline.distributed.driving import world_for
+
+        if (world := world_for(bridge)) is not None:
+            from pipeline.distributed.request import LoadRequest
+
+            return cls._over_ranks(
+                world,
+                LoadRequest(
+                    path,
+                    stages=stages,
+                    splits=splits,
+                    devices=devices,
+                    kv_dtype=kv_dtype,
+                    mode=mode,
+                    impl=impl,
+                    bridge=bridge,
+                    bridge_dtype=bridge_dtype,
+                    groups=groups,
+                    threads=threads,
+                    dtype=dtype,
+                    block_size=block_size,
+                    kv_tokens=kv_tokens,
+                    max_seq_len=max_seq_len,
+                    cuda_graphs=cuda_graphs,
+                    progress=progress,
+                ),
+            )
         pieces = load_pieces(
             path,
             stages=stages,
@@ -276,6 +353,10 @@ class LlamaPipeline:
             "pipeline_live": self._live.json(),
             "kv_free_blocks": [self._engine.ledger.free_blocks(i) for i in range(len(self.stages))],
         }
+
+    def explain(self) -> Explanation | None:
+        """Why mode "auto" runs steps as it does; None in other modes, and before any step."""
+        return None if self._steering.auto is None else self._steering.auto.explain()
 
     def timeline(self, last_s: float | None = None) -> Timeline:
         """What every stage did when, over the last so many seconds of work, or all that is kept."""
@@ -429,3 +510,8 @@ class LlamaPipeline:
 
     def _own_id(self, purpose: str) -> str:
         return f"{RESERVED}{purpose}-{next(self._numbers)}"
+
+
+def _check_groups(groups: int | None) -> None:
+    if groups is not None and as_int(groups, "groups") < 1:
+        raise InvalidInputError(f"groups is {groups}; expected 1 or more")

@@ -16,13 +16,14 @@ from pipeline.cli.options import (
     SplitOptions,
 )
 from pipeline.cli.sizes import nbytes_text, seconds_text
-from pipeline.cli.values import count
+from pipeline.cli.values import count, flag
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from model.config import LlamaConfig
     from pipeline.cli.stage_plan import PlacementPlan
+    from pipeline.explanation import Explanation
     from pipeline.step_cost import DecodeStep
 
 
@@ -48,6 +49,14 @@ class StepOptions:
             rich_help_panel=SPLIT,
         ),
     ] = None
+    explain: Annotated[
+        bool,
+        flag(
+            "--explain",
+            help="Show what each mode is expected to take, which is where auto starts from.",
+            rich_help_panel=SPLIT,
+        ),
+    ] = False
 
 
 @command
@@ -69,6 +78,7 @@ def plan(
     from pipeline.cli.output import Output
     from pipeline.cli.placing import place
     from pipeline.cli.stage_plan import check_max_seq_len, make_plan
+    from pipeline.expectation import expected_modes
     from pipeline.step_cost import LoadOptions
 
     to = Output(output)
@@ -79,13 +89,19 @@ def plan(
     decode_step = step_of(step, precision, source.config)
     placement = place(source, split, mode.mode, load, here=False)
     made = make_plan(source, placement, load, decode_step)
+    expected = None
+    if step.explain:
+        expected = expected_modes(source, placement, made.stage_profiles, load, decode_step)
     if to.wants_json:
-        to.document({"model": str(folder), **as_json(made, decode_step)})
+        modes = {} if expected is None else {"expected": expected.json()}
+        to.document({"model": str(folder), **as_json(made, decode_step), **modes})
         return
     to.out.print(str(placement), soft_wrap=True)
     to.out.print(as_table(made))
     for line, style in remarks(made, decode_step):
         to.out.print(line, style=style)
+    if expected is not None:
+        to.out.print(expectation_table(expected))
 
 
 def step_of(options: StepOptions, precision: PrecisionOptions, config: LlamaConfig) -> DecodeStep:
@@ -154,6 +170,20 @@ def as_table(made: PlacementPlan) -> Table:
             nbytes_text(stage.workspace_bytes),
             seconds_text(stage.seconds),
         )
+    return table
+
+
+def expectation_table(expected: Explanation) -> Table:
+    """One row per mode and number of groups."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    headings, rows = expected.table()
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if 0 < place < len(headings) - 1 else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

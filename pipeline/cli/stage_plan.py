@@ -53,6 +53,12 @@ class PlacementPlan:
         return times.index(max(times))
 
     @property
+    def stage_profiles(self) -> list[DeviceProfile]:
+        """The device of each stage."""
+        by_name = {profile.name: profile for profile in self.profiles}
+        return [by_name[stage.device] for stage in self.stages]
+
+    @property
     def fits(self) -> bool:
         """Whether every device has memory for its stages, as far as that is known."""
         return not any(device.lacking_bytes for device in self.devices)

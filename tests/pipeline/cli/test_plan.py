@@ -122,3 +122,15 @@ def test_options_that_cannot_be(words: str, message: str) -> None:
 def test_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.checkpoint.Checkpoint._read_into", lambda *_: pytest.fail("read"))
     assert invoke("plan", "--stages", "4").exit_code == 0
+
+
+def test_explain_says_what_each_mode_is_expected_to_take() -> None:
+    result = invoke("plan", "--stages", "2", "--rows", "32", "--explain")
+    assert result.exit_code == 0
+    for word in ("batch", "overlapped", "continuous", "chosen:", "slower"):
+        assert word in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    expected = document(invoke("plan", "--json", "--stages", "2", "--explain"))["expected"]
+    assert expected["mode"] in ("batch", "overlapped", "continuous")
+    assert [one["mode"] for one in expected["candidates"]][0] == "batch"
+    assert "expected" not in document(invoke("plan", "--json", "--stages", "2"))
