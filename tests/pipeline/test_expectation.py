@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from model.bundled_model import bundled_model_path
 from model.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from pipeline.step_cost import DecodeStep, LoadOptions
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_batch_takes_what_the_stages_take_together(stages: int, step: DecodeStep) -> None:
     source = Checkpoint.open(bundled_model_path())
-    profiles: list[DeviceProfile] = [device_profile("cpu")] * stages
+    profiles: list[DeviceProfile] = [device_profile(torch.device("cpu"))] * stages
     placement = Placement.even(source.config.num_hidden_layers, stages, mode="auto")
     expected = expected_modes(source, placement, profiles, LoadOptions(), step)
     [batch] = [entry for entry in expected.entries if entry.estimate.candidate == BATCH]

@@ -132,5 +132,5 @@ def test_explain_says_what_each_mode_is_expected_to_take() -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
     expected = document(invoke("plan", "--json", "--stages", "2", "--explain"))["expected"]
     assert expected["mode"] in ("batch", "overlapped", "continuous")
-    assert [one["mode"] for one in expected["candidates"]][0] == "batch"
+    assert expected["candidates"][0]["mode"] == "batch"
     assert "expected" not in document(invoke("plan", "--json", "--stages", "2"))
