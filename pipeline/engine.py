@@ -22,7 +22,7 @@ from model.config import LlamaConfig
 from model.stage import DecodeRow
 from pipeline.candidates import Arrangement
 from pipeline.chores import Chore, Prepare, Release, Reset, Restore, Truncate, Unprepare
-from pipeline.errors import StageError
+from pipeline.errors import RankLostError, StageError
 from pipeline.job import Call
 from pipeline.ledger import Entry, Ledger
 from pipeline.line import Line
@@ -316,7 +316,9 @@ class PipelineEngine:
         call = Call(self.stage_count)
         self._send(call, [chore])
         call.wait()
-        return call.failure
+        if (failure := call.failure) is not None and isinstance(failure.cause, RankLostError):
+            raise failure.cause
+        return failure
 
     # Life
 
@@ -359,6 +361,9 @@ class PipelineEngine:
             return
         try:
             self._unfinished()
+        except RankLostError:  # every call says so from now on, and nothing mends it
+            self._unfinished = None
+            raise
         except Exception as error:
             self._broken = f"caches could not be restored ({type(error).__name__}: {error})"
             self._unfinished = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from kernels.errors import LamellaError
 
 
@@ -34,3 +36,26 @@ class StageError(LamellaError):
         self.operation = operation
         self.microbatch = microbatch
         self.cause = cause
+
+    def throw(self) -> NoReturn:
+        """Raise what callers are told: this, or that a process is gone."""
+        if isinstance(self.cause, RankLostError):
+            raise self.cause
+        raise self from self.cause
+
+
+class RankLostError(LamellaError):
+    """A process of a distributed pipeline died, was stopped, or cannot be reached any more.
+
+    Nothing can be computed without it: every call under way fails with this, and so does every
+    later one. Under `torchrun --max-restarts` all processes are started anew.
+
+    Attributes:
+        rank: of the process, which is the index of its stage.
+        host: name of its machine.
+    """
+
+    def __init__(self, rank: int, host: str, why: str) -> None:
+        super().__init__(f"rank {rank} (host {host}) {why}")
+        self.rank = rank
+        self.host = host

@@ -66,7 +66,7 @@ class Call:
 
     def _outputs(self) -> list[torch.Tensor]:
         if (failure := self.failure) is not None:
-            raise failure from failure.cause
+            failure.throw()
         if self.stopped:
             raise LamellaError("the pipeline was closed during the call")
         return [job.output for job in self.jobs if job.output is not None]

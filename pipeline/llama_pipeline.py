@@ -178,6 +178,10 @@ class LlamaPipeline:
     ) -> LlamaPipeline:
         """Load a checkpoint in Hugging Face format, every stage in its own worker.
 
+        In the processes of torchrun (two or more) each loads one stage, and rank 0 gets the
+        pipeline; the others call `pipeline.distributed.serve` with the same options. With another
+        bridge than "auto" or "distributed", every process has a whole pipeline of its own.
+
         Args:
             path: the checkpoint's folder; None is the bundled model.
             stages: how many, 1 unless `splits` or `devices` say otherwise. They are cut by weight
@@ -190,7 +194,7 @@ class LlamaPipeline:
                 `LlamaStage.load`.
             mode: "batch", "overlapped", "continuous", or "auto", the default, which takes
                 whichever of them measurements say is fastest.
-            bridge, bridge_dtype, groups, threads: see `LlamaPipeline`.
+            bridge, bridge_dtype, groups, threads: see `LlamaPipeline`; "distributed", too.
             progress: told of every tensor read, with its bytes; called from the workers.
 
         Raises:

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from pipeline.bridges.link import Link
+from pipeline.bridges.link import LinkIn, LinkOut
 from pipeline.hidden import PipelineHidden
 from pipeline.interfaces import Stage
 from pipeline.job import Job
@@ -35,8 +35,8 @@ class StageLoop:
         self,
         index: int,
         stage: Stage,
-        link_in: Link | None,
-        link_out: Link | None,
+        link_in: LinkIn | None,
+        link_out: LinkOut | None,
         recorder: Recorder,
     ) -> None:
         self.index = index
@@ -99,7 +99,7 @@ class _Passage:
         if self.owes and self.loop.link_out is not None:
             self.loop.link_out.pass_note(self.job.number)
 
-    def _receive(self, link: Link) -> None:
+    def _receive(self, link: LinkIn) -> None:
         waiting = time.perf_counter_ns()
         envelope = link.wait()
         start = self.loop.span(Track.WAIT, waiting, self.job, self.work.name, self.rows)
@@ -137,7 +137,7 @@ class _Passage:
         self.trace.logits_ns += end - computed
         self.trace.busy.append((start, end))
 
-    def _send(self, link: Link, after: PipelineHidden) -> None:
+    def _send(self, link: LinkOut, after: PipelineHidden) -> None:
         self.operation = "send"
         waiting = time.perf_counter_ns()
         slot = link.acquire()

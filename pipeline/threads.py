@@ -22,13 +22,17 @@ def arrangements(mode: LlamaPipelineMode, stage_count: int) -> list[Arrangement]
     return [Arrangement.TOGETHER]
 
 
+def machine_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows have no affinity to ask for
+
+
 def usable_cores() -> int:
     """Cores that this process may use, and no more than `OMP_NUM_THREADS` where that is set."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:  # macOS and Windows have no affinity to ask for
-        cores = os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    cores = machine_cores()
     return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
 
 

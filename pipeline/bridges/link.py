@@ -49,7 +49,59 @@ class Envelope(NamedTuple):
     note: object = None
 
 
-class Link(Protocol):
+class LinkOut(Protocol):
+    """The sender's side of a `Link`."""
+
+    def nbytes(self, rows: int) -> int:
+        """Bytes that cross the link for `rows` rows."""
+        ...
+
+    def acquire(self) -> int:
+        """Wait for a free slot."""
+        ...
+
+    def fill(self, slot: int, hidden: torch.Tensor) -> BridgeTiming:
+        """Copy `hidden`, float32 [rows, hidden], into an acquired slot.
+
+        The copy may still be under way on return, so `hidden` must not be written to again.
+        """
+        ...
+
+    def hand_over(self, slot: int, rows: int) -> None:
+        """Tell the receiver that `rows` rows lie in a filled slot."""
+        ...
+
+    def give_back(self, slot: int) -> None:
+        """Free an acquired slot that will not be handed over."""
+        ...
+
+    def pass_note(self, note: object) -> None:
+        """Pass something else in a hidden state's place."""
+        ...
+
+
+class LinkIn(Protocol):
+    """The receiver's side of a `Link`."""
+
+    def wait(self) -> Envelope:
+        """Wait for the next hand-over or note.
+
+        Raises `BridgeError` for a note whose ticket is out of turn.
+        """
+        ...
+
+    def receive(
+        self, envelope: Envelope
+    ) -> AbstractContextManager[tuple[torch.Tensor, BridgeTiming]]:
+        """A hand-over's rows, float32 [rows, hidden] on the receiving stage's device.
+
+        They are valid until the context's end, which frees the slot, also when the body raised.
+        Raises `BridgeError` for a ticket that is out of turn; the slot is free all the same.
+        """
+        ...
+
+
+class Link(LinkOut, LinkIn, Protocol):
     """A FIFO from one stage to the next, for one sender thread and one receiver thread.
 
     The sender acquires a slot, fills it and hands it over, or gives it back if filling failed. A
@@ -60,48 +112,4 @@ class Link(Protocol):
     @property
     def kind(self) -> StageBridge:
         """What the link copies with."""
-        ...
-
-    def nbytes(self, rows: int) -> int:
-        """Bytes that cross the link for `rows` rows."""
-        ...
-
-    def acquire(self) -> int:
-        """Sender: wait for a free slot."""
-        ...
-
-    def fill(self, slot: int, hidden: torch.Tensor) -> BridgeTiming:
-        """Sender: copy `hidden`, float32 [rows, hidden], into an acquired slot.
-
-        The copy may still be under way on return, so `hidden` must not be written to again.
-        """
-        ...
-
-    def hand_over(self, slot: int, rows: int) -> None:
-        """Sender: tell the receiver that `rows` rows lie in a filled slot."""
-        ...
-
-    def give_back(self, slot: int) -> None:
-        """Sender: free an acquired slot that will not be handed over."""
-        ...
-
-    def pass_note(self, note: object) -> None:
-        """Sender: pass something else in a hidden state's place."""
-        ...
-
-    def wait(self) -> Envelope:
-        """Receiver: wait for the next hand-over or note.
-
-        Raises `BridgeError` for a note whose ticket is out of turn.
-        """
-        ...
-
-    def receive(
-        self, envelope: Envelope
-    ) -> AbstractContextManager[tuple[torch.Tensor, BridgeTiming]]:
-        """Receiver: a hand-over's rows, float32 [rows, hidden] on the receiving stage's device.
-
-        They are valid until the context's end, which frees the slot, also when the body raised.
-        Raises `BridgeError` for a ticket that is out of turn; the slot is free all the same.
-        """
         ...
