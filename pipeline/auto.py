@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.candidates import BATCH, Arrangement, Candidate
@@ -13,7 +14,7 @@ from pipeline.modes import LlamaPipelineMode
 from pipeline.stage_cost import Guesses, check_measured, check_sizes
 
 MARGIN = 0.03
-"""What must be gained for a change, where it is not sure; where it is, a third of it."""
+"""What must be gained for a change; if it is sure, or to something simpler, a third of it."""
 TIE = 0.01
 """Of what is this near the best, the simplest is taken."""
 KNOWN = 0.12
@@ -25,6 +26,8 @@ SWITCH_CYCLES = 2
 FREE_TRIALS = 12.0
 TRIAL_SHARE = 0.02
 """Trials may lose so many of the best known cycles, and in the long run this share of the time."""
+MOST_TRIALS = 4
+"""Trials after which a candidate that may still be a little faster is left alone."""
 HOPELESS = 2.0
 """A trial ends early when a cycle takes so many times the best, and the stages' times agree."""
 MOVED = 1.5
@@ -88,6 +91,7 @@ class AutoMode:
         self.model = CostModel(stage_count, row_bytes, guesses)
         self._estimator = Estimator(self.model)
         self._lost: dict[Candidate, _Point] = {}
+        self._tried: Counter[Candidate] = Counter()  # and undecided
         self._current = BATCH
         self._choice: Choice | None = None
         self._at = _Point(0, 0.0, 0.0)
@@ -186,8 +190,11 @@ class AutoMode:
         if ended is not None and ended.candidate != chosen.candidate:
             self._spent_s += chosen.seconds  # the pipeline drains
             tried = estimates.get(ended.candidate)
-            if tried is not None and not tried.low < chosen.seconds * (1 - MARGIN):
+            self._tried[ended.candidate] += 1
+            undecided = tried is not None and tried.low < chosen.seconds * (1 - MARGIN)
+            if not undecided or self._tried[ended.candidate] >= MOST_TRIALS:
                 self._lost[ended.candidate] = at
+                del self._tried[ended.candidate]
         trial = self._next_trial(estimates, chosen)
         if trial is None:
             return Choice(chosen.candidate.mode, chosen.candidate.groups, chosen.seconds, reason)
@@ -206,8 +213,9 @@ class AutoMode:
         current = estimates.get(self._current)
         if current is None or current.candidate == chosen.candidate:
             return chosen, "fastest"
-        gain = 1 - chosen.seconds / current.seconds
-        sure = 2 * math.hypot(chosen.doubt, current.doubt)
+        gain = 1 - best / current.seconds
+        simpler = current in known and known.index(chosen) < known.index(current)
+        sure = 0.0 if simpler else 2 * math.hypot(chosen.doubt, current.doubt)
         if gain > MARGIN or gain > max(TIE, sure):
             return chosen, f"{gain:.1%} faster than {current.candidate}"
         return current, f"{chosen.candidate} is not enough faster"

@@ -16,7 +16,7 @@ PRIOR_SD = 0.15
 """What the model is trusted to within, before a cycle was measured."""
 SIBLING_SD = 0.07
 """How much the ratios of candidates in one arrangement differ."""
-CYCLE_SD = 0.05
+CYCLE_SD = 0.03
 """What a cycle varies by at least; a few alike prove little."""
 
 

@@ -54,11 +54,12 @@ class CostModel:
     """Predicts cycles of S stages, from guesses and from what was measured of decode steps.
 
     Hop i leaves stage i; the last one returns tokens to the first stage, with all that the driver
-    does until that group's next step begins. `row_bytes` is what a row's hidden state takes on a hop. `guesses` are stage costs for each
-    arrangement, or only for turns: with nothing measured they are the prediction; afterwards they
-    say how a time splits into its terms as long as the sizes seen do not, and how the arrangements
-    compare while only one has run. `hops` are guesses of hops, seconds per hand-over and per byte.
-    What occupies a stage during a hop belongs to the stage's time.
+    does until that group's next step begins. `row_bytes` is what a row's hidden state takes on a
+    hop. `guesses` are stage costs for each arrangement, or only for turns: with nothing measured
+    they are the prediction; afterwards they say how a time splits into its terms as long as the
+    sizes seen do not, and how the arrangements compare while only one has run. `hops` are guesses
+    of hops, seconds per hand-over and per byte. What occupies a stage during a hop belongs to the
+    stage's time.
     """
 
     def __init__(

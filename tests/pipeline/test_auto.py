@@ -104,7 +104,7 @@ QUIET = [
     Cell(4, 2.5, False, 0.3, contention=1.5),
     Cell(4, 0.3, contention=3.4),  # the first thing tried is hopeless
     Cell(4, 10.0, rows=3),
-    Cell(8, 0.3, rows=16),
+    Cell(8, 0.05, rows=16),
     Cell(8, 2.5, False, 0.5, contention=3.0, rows=16),
     Cell(2, 1.4, handover=0.3),  # the model does not know that the driver is slow
     Cell(3, 2.5, handover=0.5),
