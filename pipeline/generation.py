@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from model.tokenizer import Tokenizer
 from pipeline.engine import PipelineEngine
 from pipeline.prompts import PromptLike, check_fit, read_prompts
 from pipeline.scheduler import Limits, Scheduler
-from pipeline.sequences import Completion, GenerationEvent
+from pipeline.sequences import Completion, GenerationEvent, Running
 from pipeline.steering import Steering
-from pipeline.validation import as_int
+from pipeline.validation import as_int, as_tokens
 
 DEFAULT_MAX_BATCH = 32
 DEFAULT_PREFILL_CHUNK = 256
@@ -67,6 +67,7 @@ class GenerationStream(Iterator[GenerationEvent]):
         prefill_chunk: int | None,
         add_special_tokens: bool,
         on_error: str,
+        drawn: Mapping[int, Sequence[int]] | None,
         snapshot: Callable[[], dict[str, Any]],
         own_id: Callable[[str], str],
     ) -> None:
@@ -98,17 +99,26 @@ class GenerationStream(Iterator[GenerationEvent]):
 
         self._engine = engine
         self._snapshot = snapshot
-        self._events: deque[GenerationEvent] = deque()
+        drawn = _checked(drawn or {}, len(read), config.vocab_size)
+        # What an earlier run drew comes again first.
+        replayed = [Running("", prompt, watch()) for prompt in read]
+        self._events = deque(
+            event for one in replayed for event in one.replay(drawn.get(one.prompt.index, ()))
+        )
         self._scheduler = Scheduler(
             engine,
             steering,
-            read,
+            [one.prompt for one in replayed if one.watch.finish_reason is None],
             sampling or SamplingParams(),
             Limits(max_new_tokens, max_batch, prefill_chunk),
             watch=watch,
             own_id=lambda: own_id("generate"),
+            drawn=drawn,
             report=on_error == "report",
         )
+        for one in replayed:
+            if (reason := one.watch.finish_reason) is not None:
+                self._scheduler.completions.append(one.completion(reason))
         self._closed = False
 
     def __next__(self) -> GenerationEvent:
@@ -178,6 +188,19 @@ class _NoText:
 
     def flush(self) -> str:
         return ""
+
+
+def _checked(
+    drawn: Mapping[int, Sequence[int]], prompts: int, vocab_size: int
+) -> dict[int, list[int]]:
+    """Tokens by prompt. Raises `InvalidInputError` for a prompt or a token that is not there."""
+    for index in drawn:
+        if not 0 <= as_int(index, "a prompt in drawn") < prompts:
+            raise InvalidInputError(f"drawn has prompt {index}; expected 0 to {prompts - 1}")
+    return {
+        index: as_tokens(tokens, vocab_size, f"prompt {index} in drawn")
+        for index, tokens in drawn.items()
+    }
 
 
 def _at_least_one(name: str, value: Any) -> int:

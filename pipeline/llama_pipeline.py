@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
@@ -429,8 +429,13 @@ class LlamaPipeline:
         prefill_chunk: int | None = None,
         add_special_tokens: bool = True,
         on_error: str = "raise",
+        drawn: Mapping[int, Sequence[int]] | None = None,
     ) -> GenerationStream:
-        """As `generate`, as an iterator of `GenerationEvent`; bad input raises at once."""
+        """As `generate`, as an iterator of `GenerationEvent`; bad input raises at once.
+
+        `drawn` are tokens that an earlier run of the same prompts drew, by the prompt's index. They
+        come again as events, and their completions go on as if nothing had come in between.
+        """
         return GenerationStream(
             self._engine,
             self._steering,
@@ -444,6 +449,7 @@ class LlamaPipeline:
             prefill_chunk=prefill_chunk,
             add_special_tokens=add_special_tokens,
             on_error=on_error,
+            drawn=drawn,
             snapshot=self.cache_metrics_snapshot,
             own_id=self._own_id,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from model.stage import DecodeRow
@@ -83,6 +84,14 @@ class Running:
         text = self.watch.push(token)
         self.texts.append(text)
         return GenerationEvent(self.prompt.index, token, text, self.watch.finish_reason)
+
+    def replay(self, tokens: Iterable[int]) -> list[GenerationEvent]:
+        """Take tokens that were drawn before, up to one that ends the completion."""
+        events: list[GenerationEvent] = []
+        for token in tokens:
+            if self.watch.finish_reason is None:
+                events.append(self.push(token))
+        return events
 
     def completion(self, reason: FinishReason, error: str | None = None) -> Completion:
         """What came out."""

@@ -58,15 +58,19 @@ def evaluate(
     training held out.
     """
     from pipeline.cli.folders import HELD_OUT
-    from pipeline.cli.opening import Request, open_pipeline
+    from pipeline.cli.opening import open_pipeline
     from pipeline.cli.output import Output
     from pipeline.cli.progress import progress_bar
     from pipeline.cli.prompts import read_text
+    from pipeline.cli.ranks import ran_a_stage
+    from pipeline.cli.request import Request
     from pipeline.perplexity import perplexity
 
     to = Output(output, progress)
-    text = read_text(text_file or HELD_OUT)
     request = Request(model, split, ModeOptions(), compute, precision)
+    if ran_a_stage(request):
+        return
+    text = read_text(text_file or HELD_OUT)
     with open_pipeline(request, to) as pipeline:
         start = time.perf_counter()
         if window is not None and window > pipeline.kv_capacity():

@@ -25,6 +25,7 @@ from pipeline.cli.values import flag
 if TYPE_CHECKING:
     from model.sampling import SamplingParams
     from pipeline.cli.output import Output
+    from pipeline.cli.ranks import Recovery
     from pipeline.generation import GenerationResult
     from pipeline.llama_pipeline import LlamaPipeline
 
@@ -72,21 +73,26 @@ def generate(
     """
     from pipeline.cli.folders import DEMO_PROMPTS
     from pipeline.cli.metrics_table import metrics_table
-    from pipeline.cli.opening import Request, open_pipeline
+    from pipeline.cli.opening import open_pipeline
     from pipeline.cli.output import Output
     from pipeline.cli.prompts import collect_prompts
+    from pipeline.cli.ranks import ran_a_stage, recovering
+    from pipeline.cli.request import Request
 
     to = Output(output, progress)
     params = sampling.params()
+    request = Request(model, split, mode, compute, precision)
+    if ran_a_stage(request):  # before standard input is read, which all processes share
+        return
     demo = None if model.model else DEMO_PROMPTS
     texts = collect_prompts(prompts or [], prompts_file, demo, to.remark)
-    request = Request(model, split, mode, compute, precision)
     with (
         seeing(see, to) as seen,
         open_pipeline(request, to) as pipeline,
         seen.watching(pipeline.timeline, pipeline.cache_metrics_snapshot),
+        recovering((texts, chat, limits, params, model, precision, compute.impl), to) as recovery,
     ):
-        result = run(pipeline, texts, limits, params, chat, to)
+        result = run(pipeline, texts, limits, params, chat, to, recovery)
     if to.wants_json:
         to.document({"completions": documents(result, texts), "metrics": result.metrics})
     else:
@@ -100,6 +106,7 @@ def run(
     params: SamplingParams,
     chat: bool,
     to: Output,
+    recovery: Recovery,
 ) -> GenerationResult:
     """Continue the texts and show what comes."""
     from pipeline.cli.views.choose import view_for
@@ -113,9 +120,11 @@ def run(
         stop=limits.stop or (),
         max_batch=limits.max_batch,
         prefill_chunk=limits.prefill_chunk,
+        drawn=recovery.drawn,
     ) as stream:
         with view_for(to, rows, limits.max_new_tokens) as view:
             for event in stream:
+                recovery.note(event.index, event.token)
                 row = rows[event.index]
                 row.take(event)
                 view.update(row, event.text)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from model.checkpoint import Checkpoint
 from model.weights import stage_nbytes
@@ -13,34 +16,19 @@ from pipeline.bridges.opening import check_bridge
 from pipeline.cli.errors import blaming
 from pipeline.cli.folders import checkpoint_folder
 from pipeline.cli.interrupts import raising_interrupts
-from pipeline.cli.options import (
-    ComputeOptions,
-    ModelOptions,
-    ModeOptions,
-    PrecisionOptions,
-    SplitOptions,
-)
 from pipeline.cli.output import Output
 from pipeline.cli.overriding import overriding, resolved_impl
 from pipeline.cli.placing import place
 from pipeline.cli.progress import loading
+from pipeline.cli.ranks import joint_options, world_here
+from pipeline.cli.request import ALONE, Request, load_options
+from pipeline.cli.sizes import seconds_text
 from pipeline.cli.stage_plan import check_max_seq_len
 from pipeline.devices import resolve_devices
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.loading import stage_specs
 from pipeline.placement import Placement
 from pipeline.step_cost import LoadOptions
-
-
-@dataclass(frozen=True)
-class Request:
-    """All options that shape a pipeline."""
-
-    model: ModelOptions
-    split: SplitOptions
-    mode: ModeOptions
-    compute: ComputeOptions
-    precision: PrecisionOptions
 
 
 @contextmanager
@@ -55,15 +43,17 @@ def open_pipeline(request: Request, to: Output) -> Iterator[LlamaPipeline]:
     source = Checkpoint.open(folder)
     check_max_seq_len(source.config, request.precision)
     load = LoadOptions(resolved_impl(request.compute), **asdict(request.precision))
-    placement = place(source, request.split, request.mode.mode, load)
-    devices = resolve_devices(placement.stage_device_ordinals, resolved_impl(request.compute))
-    with blaming("--bridge", request.compute.bridge):
-        check_bridge(request.compute.bridge, devices)
-    with (
-        overriding(request.compute),
-        raising_interrupts(),
-        _load(folder, source, placement, request, to) as pipeline,
-    ):
+    world = world_here() if request.compute.bridge != ALONE else None
+    start: Callable[[], LlamaPipeline]
+    if world is not None:
+        start = partial(_join, folder, joint_options(request, world), to)
+    else:
+        placement = place(source, request.split, request.mode.mode, load)
+        devices = resolve_devices(placement.stage_device_ordinals, load.impl)
+        with blaming("--bridge", request.compute.bridge):
+            check_bridge(request.compute.bridge, devices)
+        start = partial(_load, folder, source, placement, request, to)
+    with overriding(request.compute), raising_interrupts(), start() as pipeline:
         to.remark(describe(pipeline))
         yield pipeline
 
@@ -71,25 +61,26 @@ def open_pipeline(request: Request, to: Output) -> Iterator[LlamaPipeline]:
 def _load(
     folder: Path, source: Checkpoint, placement: Placement, request: Request, to: Output
 ) -> LlamaPipeline:
-    compute, precision = request.compute, request.precision
     with loading(to, stored_bytes(source, placement)) as progress:
         return LlamaPipeline.from_pretrained(
             folder,
+            **load_options(request),
             splits=[stage.layers for stage in placement.stages],
             devices=placement.stage_device_ordinals,
             mode=placement.mode,
-            groups=request.mode.groups,
-            impl=resolved_impl(compute),
-            bridge=compute.bridge,
-            threads=compute.threads,
-            dtype=precision.dtype,
-            kv_dtype=precision.kv_dtype,
-            block_size=precision.block_size,
-            kv_tokens=precision.kv_tokens,
-            max_seq_len=precision.max_seq_len,
-            cuda_graphs=compute.cuda_graphs,
             progress=progress,
         )
+
+
+def _join(folder: Path, options: dict[str, Any], to: Output) -> LlamaPipeline:
+    """The pipeline of rank 0, once all ranks have loaded their stages."""
+    start = time.perf_counter()
+    pipeline = LlamaPipeline.from_pretrained(folder, **options)
+    to.remark(
+        f"{len(pipeline.stages)} processes are ready after "
+        f"{seconds_text(time.perf_counter() - start)}"
+    )
+    return pipeline
 
 
 def stored_bytes(source: Checkpoint, placement: Placement) -> int:

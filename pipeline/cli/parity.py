@@ -70,24 +70,29 @@ def parity(
     Compares on the PROMPTs given, else on 24 made-up ones, enough for stages to overlap. Two
     stages unless told otherwise.
     """
-    from pipeline.cli.opening import Request, open_pipeline
+    from pipeline.cli.opening import open_pipeline
     from pipeline.cli.output import Output
     from pipeline.cli.prompts import collect_prompts
+    from pipeline.cli.ranks import ran_a_stage, world_here
+    from pipeline.cli.request import ALONE, Request
     from pipeline.parity import compare, microbatch_size
 
     to = Output(output, progress)
+    one_stage = split.splits is None and split.stages is None and "," not in (split.devices or "")
+    if one_stage and world_here() is None:
+        split = replace(split, stages=2)
+    request = Request(model, split, mode, compute, precision)
+    if ran_a_stage(request):
+        return
     texts = None
     if prompts or prompts_file:
         texts = collect_prompts(prompts or [], prompts_file, None, to.remark)
-    if split.splits is None and split.stages is None and "," not in (split.devices or ""):
-        split = replace(split, stages=2)
-    request = Request(model, split, mode, compute, precision)
     with open_pipeline(request, to) as parts:
         alone = replace(
             request,
             split=SplitOptions(devices=first_device(split)),
             mode=ModeOptions("batch"),
-            compute=replace(compute, threads=parts.threads[0]),
+            compute=replace(compute, threads=parts.threads[0], bridge=ALONE),
         )
         with open_pipeline(alone, to) as whole:
             report = compare(parts, whole, texts, steps=steps)

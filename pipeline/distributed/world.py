@@ -36,6 +36,7 @@ class World:
         local_rank, local_size: of those on this machine.
         address, port: of the store that all ranks reach.
         agent_store: whether torchrun keeps the store, which then outlives the processes.
+        restarts: how often torchrun starts all processes anew if one fails.
     """
 
     rank: int
@@ -44,7 +45,8 @@ class World:
     local_size: int
     address: str
     port: int
-    agent_store: bool
+    agent_store: bool = False
+    restarts: int = 0
 
     @classmethod
     def of_environment(cls, env: Mapping[str, str] | None = None) -> World | None:
@@ -68,6 +70,7 @@ class World:
             env["MASTER_ADDR"],
             _number(env, "MASTER_PORT"),
             env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            _number(env, "TORCHELASTIC_MAX_RESTARTS", 0),
         )
 
     @property
