@@ -56,21 +56,26 @@ class Groups:
 
     def next_idle(self) -> Group | None:
         """The group to launch next, or None: with members, evened out, and not under way."""
+        self._even_out()
         for group in self._groups:
-            if not group.aloft:
-                self._even_out(group)
-                if group.members:
-                    return group
+            if group.members and not group.aloft:
+                return group
         return None
 
-    def _even_out(self, group: Group) -> None:
-        """Move sequences between a group and others that are not under way, or join later."""
-        while len(group.members) - len((other := self._smallest()).members) > 1:
-            other.members.append(group.members.pop())
-        idle = [other for other in self._groups if other is not group and not other.aloft]
-        for other in idle:
-            while len(other.members) - len(group.members) > 1:
-                group.members.append(other.members.pop())
+    def _even_out(self) -> None:
+        """Move sequences from groups that are not under way to smaller ones, also such as are."""
+        idle = [group for group in self._groups if not group.aloft]
+        if not idle:
+            return
+        while True:
+            largest, smallest = max(idle, key=_size), self._smallest()
+            if _size(largest) - _size(smallest) <= 1:
+                return
+            smallest.members.append(largest.members.pop())
 
     def _smallest(self) -> Group:
-        return min(self._groups, key=lambda group: len(group.members))
+        return min(self._groups, key=_size)
+
+
+def _size(group: Group) -> int:
+    return len(group.members)

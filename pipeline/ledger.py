@@ -153,7 +153,7 @@ class Ledger:
         entries, none = self._books.entries, Entry()
         changes: dict[str, Entry | None] = {}
         for seq_id, count in appends:
-            old = entries.get(seq_id, none)
+            old = changes.get(seq_id) or entries.get(seq_id, none)
             changes[seq_id] = Entry(old.length + count, old.reserved)
         return changes
 

@@ -267,7 +267,8 @@ class Scheduler:
         self._steering.disturbed()
         self.prefill_rate.add(flight.tokens, elapsed_ns / 1e9)
         for sequence in flight.ends:
-            self._groups.add(sequence)
+            if sequence.seq_id in self.held:  # no earlier chunk of it has failed
+                self._groups.add(sequence)
         self.running_max = max(self.running_max, len(self._groups))
         return self._take(tokens, flight.ends)
 
