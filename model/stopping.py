@@ -71,6 +71,15 @@ class StopWatch:
         self._left = max_new_tokens
         self._held = ""
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether a stop string may end the sequence; else tokens alone say when it ends."""
+        return bool(self._condition.strings)
+
+    def ends_with(self, token: int) -> bool:
+        """Whether the sequence ends with this next token, whatever its text."""
+        return token in self._condition.token_ids or self._left == 1
+
     def push(self, token: int) -> str:
         """Take the sequence's next token; the text to show now. Ask `finish_reason` afterwards."""
         if self.finish_reason is not None:

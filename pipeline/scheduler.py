@@ -103,6 +103,7 @@ class Scheduler:
         self._landed_ns = 0  # when the last flight landed, or the first was sent
         self._prefilled_last = False
         self._trouble: Exception | None = None
+        self._fed = False  # since the last landing
         self.held: list[str] = []  # ids of sequences that take room
         self.completions: list[Completion] = []
         self.prefill_rate, self.decode_rate = Rate(), Rate()
@@ -121,13 +122,11 @@ class Scheduler:
             raise InvalidInputError("the pipeline was reset during generate")
         if not self._flights:
             self._feed()
+        self._fed = False
         events = self._land(self._flights.popleft()) if self._flights else []
-        try:
-            self._feed()  # before the caller looks at the events, as stages should not wait for it
-        except Exception as error:
-            if not events:
-                raise
-            self._trouble = error  # the events come first
+        self._feed_ahead()
+        if self._trouble is not None and not events:
+            raise self._trouble
         return events
 
     def stop(self) -> list[str]:
@@ -139,6 +138,16 @@ class Scheduler:
         return held
 
     # What to send
+
+    def _feed_ahead(self) -> None:
+        """Feed before the caller looks at the events; if that fails, they come first."""
+        if self._fed:
+            return
+        self._fed = True
+        try:
+            self._feed()
+        except Exception as error:
+            self._trouble = error
 
     def _feed(self) -> None:
         """Send all that should be under way now."""
@@ -282,16 +291,19 @@ class Scheduler:
         return self._take(tokens, flight.members)
 
     def _take(self, tokens: Sequence[int], sequences: Sequence[Running]) -> list[GenerationEvent]:
-        events, gone = [], []
-        for sequence, token in zip(sequences, tokens, strict=True):
-            if sequence.seq_id not in self.held:  # it has failed since
-                continue
-            event = sequence.push(token)
-            events.append(event)
+        alive = [
+            (sequence, token)
+            for sequence, token in zip(sequences, tokens, strict=True)
+            if sequence.seq_id in self.held  # it has not failed since
+        ]
+        self._let_go([sequence for sequence, token in alive if sequence.draw(token)])
+        if not any(sequence.watch.reads_text for sequence, _ in alive):
+            self._feed_ahead()  # who goes on is known: off with it, before tokens become text
+        events = [sequence.show(token) for sequence, token in alive]
+        for (sequence, _), event in zip(alive, events, strict=True):
             if event.finish_reason is not None:
                 self.completions.append(sequence.completion(event.finish_reason))
-                gone.append(sequence)
-        self._let_go(gone)
+        self._let_go([s for s, _ in alive if s.watch.finish_reason and s.seq_id in self.held])
         return events
 
     def _end_with_error(

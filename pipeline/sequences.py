@@ -78,9 +78,13 @@ class Running:
         self.sent = pos + 1
         return DecodeRow(self.seq_id, self.tokens[-1], pos)
 
-    def push(self, token: int) -> GenerationEvent:
-        """Take the next token."""
+    def draw(self, token: int) -> bool:
+        """Take the next token; whether it is the last, whatever its text."""
         self.tokens.append(token)
+        return self.watch.ends_with(token)
+
+    def show(self, token: int) -> GenerationEvent:
+        """The event of a token that was drawn, with the text that became final."""
         text = self.watch.push(token)
         self.texts.append(text)
         return GenerationEvent(self.prompt.index, token, text, self.watch.finish_reason)
@@ -90,7 +94,8 @@ class Running:
         events: list[GenerationEvent] = []
         for token in tokens:
             if self.watch.finish_reason is None:
-                events.append(self.push(token))
+                self.draw(token)
+                events.append(self.show(token))
         return events
 
     def completion(self, reason: FinishReason, error: str | None = None) -> Completion:
