@@ -285,10 +285,12 @@ class Scheduler:
         self, flight: _Flight, plan: Plan, tokens: list[int], elapsed_ns: int
     ) -> list[GenerationEvent]:
         rows = len(flight.members)
+        step = self._steering.step(flight.call, plan, self._groups.members)
         self.decode_rate.add(rows, elapsed_ns / 1e9)
+        events = self._take(tokens, flight.members)  # the group's next step waits for this
         self._engine.record(flight.call, rows, plan, elapsed_ns, profiled=rows > 1)
-        self._steering.landed(flight.call, plan, self._groups.members)
-        return self._take(tokens, flight.members)
+        self._steering.landed(step)
+        return events
 
     def _take(self, tokens: Sequence[int], sequences: Sequence[Running]) -> list[GenerationEvent]:
         alive = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.auto import AutoMode
@@ -13,6 +14,18 @@ from pipeline.job import Call
 from pipeline.modes import LlamaPipelineMode
 from pipeline.schedule import Plan, plan_decode
 from pipeline.sequences import Running
+
+
+@dataclass(frozen=True)
+class Step:
+    """A decode step that came back: of a group, of `rows` sequences that run in all groups."""
+
+    call: Call
+    plan: Plan
+    way: Candidate
+    rows: int
+    cached: float
+    landed_ns: int
 
 
 class Steering:
@@ -83,24 +96,34 @@ class Steering:
         """Something else than decode steps ran, or they ran in another way."""
         self._landings.clear()
 
-    def landed(self, call: Call, plan: Plan, running: Sequence[Running]) -> None:
-        """A decode step came back; `running` are the sequences of all groups."""
-        groups = self.current.groups if self.current.mode is LlamaPipelineMode.CONTINUOUS else 1
-        self._landings.append(time.perf_counter_ns())
-        rows, cached = len(running), mean_cached(running)
+    def step(self, call: Call, plan: Plan, running: Sequence[Running]) -> Step:
+        """A decode step that comes back now; `running` are the sequences of all groups."""
+        now = time.perf_counter_ns()
+        return Step(call, plan, self.current, len(running), mean_cached(running), now)
+
+    def landed(self, step: Step) -> None:
+        """Take note of what a decode step took."""
+        if step.way != self.current:  # the next ones are already sent in another way
+            return
+        groups = step.way.groups if step.way.mode is LlamaPipelineMode.CONTINUOUS else 1
+        self._landings.append(step.landed_ns)
         if len(self._landings) > groups:
             cycle_s = (self._landings[-1] - self._landings[-1 - groups]) / 1e9
             self.measured_cycle_s = cycle_s
             if (len(self._landings) - 1) % groups == 0 and self.auto is not None:
-                self.auto.observe_cycle(self.current, rows, cached, cycle_s)
+                self._observe_stages(step)
+                self.auto.observe_cycle(step.way, step.rows, step.cached, cycle_s)
         while len(self._landings) > 4 * groups:
             for _ in range(groups):
                 self._landings.popleft()
-        if self.auto is not None:
-            arrangement = self.current.arrangement
-            for stage, trace in enumerate(call.traces):
-                seconds = trace.busy_ns / len(call.jobs) / 1e9
-                self.auto.observe_stage(arrangement, stage, plan.microbatch_size, cached, seconds)
+
+    def _observe_stages(self, step: Step) -> None:
+        assert self.auto is not None
+        for stage, trace in enumerate(step.call.traces):
+            seconds = trace.busy_ns / len(step.call.jobs) / 1e9
+            self.auto.observe_stage(
+                step.way.arrangement, stage, step.plan.microbatch_size, step.cached, seconds
+            )
 
     def json(self) -> dict[str, Any]:
         """How steps are run now, and predicted and measured time of one cycle."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,20 +23,22 @@ import torch
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.placement import Placement
 from tests.bench.checkpoints import SHAPES, random_checkpoint
+from tests.bench.cycles import steady_cycle
 from tests.bench.environment import environment
 
 
 class Runner:
     """Generates with one pipeline and says what a step of every sequence took."""
 
-    def __init__(self, pipe: LlamaPipeline, prompt: list[int], steps: int) -> None:
+    def __init__(self, pipe: LlamaPipeline, jobs: int, prompt: list[int], steps: int) -> None:
         self.pipe = pipe
+        self.jobs = jobs  # of a step of every sequence
         self._prompt = prompt
         self._steps = steps
 
     def cycle(self, rows: int) -> tuple[float, list[float]]:
         """Seconds of a step of all `rows` sequences, and each stage's seconds for one job."""
-        before = self._stats()
+        before, start = self._stats(), time.perf_counter_ns()
         result = self.pipe.generate(
             [self._prompt] * rows,
             max_new_tokens=self._steps + 1,
@@ -43,12 +46,14 @@ class Runner:
             max_batch=rows,
         )
         after = self._stats()
-        rate = result.metrics["decode"]["tokens_per_s"]
         jobs = after["calls"] - before["calls"]
         busy = zip(
             after["measured"]["busy_us_total"], before["measured"]["busy_us_total"], strict=True
         )
-        return rows / rate, [(new - old) / jobs / 1e6 for new, old in busy]
+        stages = [(new - old) / jobs / 1e6 for new, old in busy]
+        if self.pipe.placement.mode == "auto":  # may have changed its mind in between
+            return rows / result.metrics["decode"]["tokens_per_s"], stages
+        return steady_cycle(self.pipe, self.jobs, start), stages
 
     def _stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = self.pipe.cache_metrics_snapshot()["pipeline_decode"]
@@ -161,7 +166,13 @@ def main() -> None:
                 groups=groups,
             )
         pipes["auto"] = LlamaPipeline(batch.stages, Placement(placed, mode="auto"))
-        runners = {name: Runner(pipe, prompt, args.steps) for name, pipe in pipes.items()}
+        jobs = {"overlapped": len(placed)} | {
+            f"continuous {groups}": groups for groups in args.groups
+        }
+        runners = {
+            name: Runner(pipe, jobs.get(name, 1), prompt, args.steps)
+            for name, pipe in pipes.items()
+        }
         for runner in runners.values():  # warm, and auto has looked around
             runner.cycle(min(args.batches))
         for rows in args.batches:
