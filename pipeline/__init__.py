@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.errors import BridgeError as BridgeError
+    from pipeline.errors import RankLostError as RankLostError
     from pipeline.errors import StageError as StageError
     from pipeline.generation import GenerationResult as GenerationResult
     from pipeline.hidden import PipelineHidden as PipelineHidden
@@ -35,6 +36,7 @@ _HOME = {
     "PerplexityResult": "perplexity",
     "PipelineHidden": "hidden",
     "Placement": "placement",
+    "RankLostError": "errors",
     "StageBridge": "modes",
     "StageError": "errors",
     "StagePlacement": "placement",

@@ -82,15 +82,19 @@ def join(world: World, request: LoadRequest, on_loss: Callable[[RankLostError], 
     check_bridge("host", [torch.device("cpu")] * world.size, request.bridge_dtype)
     timeout = timeout_seconds()
     everyone = world.open_store()
-    meeting = torch.distributed.PrefixStore("lamella", everyone)
-    address = world.own_address(meeting)
-    mesh = connect(world, meeting, address)
-    heart = Heartbeat(mesh, timeout, on_loss)
-    store = torch.distributed.PrefixStore(f"lamella/{mesh.epoch}", everyone)
+    heart = None
     try:
+        meeting = torch.distributed.PrefixStore("lamella", everyone)
+        address = world.own_address(meeting)
+        mesh = connect(world, meeting, address)
+        heart = Heartbeat(mesh, timeout, on_loss)
+        store = torch.distributed.PrefixStore(f"lamella/{mesh.epoch}", everyone)
         return _Joining(world, request, mesh, heart, store).run(address)
-    except BaseException:
-        heart.leave()
+    except BaseException as error:
+        if heart is not None:
+            heart.leave()
+        if isinstance(error, torch.distributed.DistError):
+            raise LamellaError(f"the ranks' store is gone, and with it a rank: {error}") from error
         raise
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,7 +32,8 @@ def serve(path: str | os.PathLike[str] | None = None, **options: Any) -> None:
 
     Takes what `LlamaPipeline.from_pretrained` takes, and must be given the same. If a rank is lost,
     the process says which on standard error and ends with exit code 1, wherever it is: what waits
-    for a dead rank can be ended in no other way.
+    for a dead rank can be ended in no other way. Ctrl-C, which all processes get, is left
+    to the driver once all ranks are ready.
 
     Raises what `from_pretrained` raises, and `InvalidInputError` where torchrun started no other
     process, or in the driver's.
@@ -40,7 +44,9 @@ def serve(path: str | os.PathLike[str] | None = None, **options: Any) -> None:
         raise InvalidInputError(
             f"serve is for ranks 1 and up of those that torchrun started, but {where}"
         )
-    _Server(join(world, LoadRequest(path, **options), _end_the_process)).run()
+    server = _Server(join(world, LoadRequest(path, **options), _end_the_process))
+    with _ignoring_interrupts():
+        server.run()
 
 
 class _Server:
@@ -96,6 +102,19 @@ class _Server:
             self._member.channels.orders.recv([words], 0, 0).wait()
         except RuntimeError as error:
             raise self._member.heart.suspect(0, str(error)) from error
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Within, Ctrl-C does nothing; only a main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _end_the_process(error: RankLostError) -> None:

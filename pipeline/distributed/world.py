@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from kernels.errors import InvalidInputError, LamellaError
@@ -94,19 +95,11 @@ class World:
         return max(1, machine_cores() // self.local_size)
 
     def open_store(self) -> Store:
-        """The store that all ranks share."""
-        from torch.distributed import TCPStore
-
-        hosts = self.drives and not self.agent_store
+        """The store that all ranks share. Raises `LamellaError` if it cannot be reached."""
         try:
-            return TCPStore(
-                self.address,
-                self.port,
-                None,
-                is_master=hosts,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=STARTUP_SECONDS),
-            )
+            if self.drives and not self.agent_store:
+                _host_store(self.address, self.port)
+            return _connect(self.address, self.port, hosts=False)
         except RuntimeError as error:
             raise LamellaError(
                 f"rank {self.rank} cannot reach the store at {self.address}:{self.port}: {error}"
@@ -144,6 +137,19 @@ def wait_for(look: Callable[[], T | None], what: str, seconds: float = STARTUP_S
             raise LamellaError(f"waited {seconds:.0f} s for {what}")
         time.sleep(0.05)
     return found
+
+
+@cache
+def _host_store(address: str, port: int) -> Store:
+    """The store of this process, which keeps it to its end: one port has one store."""
+    return _connect(address, port, hosts=True)
+
+
+def _connect(address: str, port: int, *, hosts: bool) -> Store:
+    from torch.distributed import TCPStore
+
+    patience = timedelta(seconds=STARTUP_SECONDS)
+    return TCPStore(address, port, None, is_master=hosts, wait_for_workers=False, timeout=patience)
 
 
 def route_to(host: str) -> str:
