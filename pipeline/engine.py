@@ -178,7 +178,8 @@ class PipelineEngine:
         It raises what failed in it. Its sequences must be released then, as stages may disagree.
         """
         call.wait()
-        self._aloft.pop(id(call), None)
+        if self._aloft.pop(id(call), None) is not None:
+            self._note_kept(call)
         if self._closed and call.stopped and call.failure is None:
             raise LamellaError("the pipeline is closed")
 
@@ -203,10 +204,21 @@ class PipelineEngine:
             self.line.arrange(arrangement)
 
     def _rest(self) -> None:
-        """Wait until no stage is at work."""
-        for key, call in list(self._aloft.items()):
-            call.wait()
-            self._aloft.pop(key, None)
+        """Wait until no stage is at work: what is sent now comes to its end after all else.
+
+        Calls are not waited for one by one, as an interrupt may have kept a job from being sent.
+        """
+        if self._aloft:
+            self._everywhere(Release(()))
+            for call in self._aloft.values():
+                self._note_kept(call)
+            self._aloft.clear()
+
+    def _note_kept(self, call: Call) -> None:
+        """Have sequences that a stage failed to let go released by the next call."""
+        for job in call.jobs:
+            if job.failure is not None and isinstance(job.task, Release):
+                self.abandon(job.task.ids)
 
     def record(self, call: Call, rows: int, plan: Plan, total_ns: int, *, profiled: bool) -> None:
         """Count a decode step in the statistics."""
@@ -259,13 +271,16 @@ class PipelineEngine:
         self._abandoned.extend(seq_ids)
 
     def tidy(self) -> None:
-        """Release what was abandoned now, unless the pipeline is closed or broken.
+        """Release what was abandoned now, unless the pipeline is closed, broken or in a call.
 
         Comes back when all that was under way is through, so that nothing is held any more.
         """
-        if not self._closed and self._broken is None:
+        # An interrupt as a call begins holds the pipeline until the error is gone; it must not be
+        # hidden by another.
+        if not self._closed and self._broken is None and not self._mine:
             with self._ready():
                 self._rest()
+                self._release_abandoned()
 
     def reset(self) -> None:
         """Forget every sequence; also what mends a pipeline that could not restore its caches."""

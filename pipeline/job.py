@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from queue import SimpleQueue
 
 import torch
 
@@ -94,7 +95,7 @@ class Job:
         self.failure: StageError | None = None  # of the first stage that failed
         self._left = len(call.traces)
         self._lock = threading.Lock()
-        self._done = threading.Event()
+        self._ended: SimpleQueue[None] = SimpleQueue()
 
     def fail(self, stage: int, operation: str, cause: BaseException) -> None:
         """Note a stage's failure; the first stage's stays. The rest of the call is stopped."""
@@ -110,13 +111,18 @@ class Job:
             self._left -= 1
             done = self._left == 0
         if done:
-            self._done.set()
+            self._ended.put(None)
 
     @property
     def done(self) -> bool:
         """Whether all stages are through with it."""
-        return self._done.is_set()
+        return self._left == 0
 
     def wait(self) -> None:
-        """Block until all stages are through with it, whatever came of it."""
-        self._done.wait()
+        """Block until all stages are through with it, whatever came of it.
+
+        Not on an event: Ctrl-C in its wait can leave its lock taken, and a worker would hang.
+        """
+        if not self.done:
+            self._ended.get()
+            self._ended.put(None)  # for whoever else waits
