@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
 import torch
@@ -41,6 +42,8 @@ class Call:
         """Block until all stages are through with all jobs, whatever came of them."""
         for job in self.jobs:
             job.wait()
+        for job in self.jobs:
+            job.settle()
 
     @property
     def done(self) -> bool:
@@ -93,6 +96,7 @@ class Job:
         self.output: torch.Tensor | None = None  # what the last stage answered
         self.hidden: PipelineHidden | None = None  # after the last stage
         self.failure: StageError | None = None  # of the first stage that failed
+        self.later: list[Callable[[], None]] = []  # takes down times that devices have to come to
         self._left = len(call.traces)
         self._lock = threading.Lock()
         self._ended: SimpleQueue[None] = SimpleQueue()
@@ -126,3 +130,8 @@ class Job:
         if not self.done:
             self._ended.get()
             self._ended.put(None)  # for whoever else waits
+
+    def settle(self) -> None:
+        """Wait until devices, too, are through with the job, and take down what they took."""
+        while self.later:
+            self.later.pop(0)()

@@ -8,10 +8,13 @@ the line as a note in its hidden state's place, so that order is kept and nobody
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from pipeline.bridges.link import LinkIn, LinkOut
+from pipeline.device_clock import Clock, Mark, clock_of
 from pipeline.hidden import PipelineHidden
 from pipeline.interfaces import Stage
 from pipeline.job import Job
@@ -43,6 +46,7 @@ class StageLoop:
         self.stage = stage
         self.link_in = link_in
         self.link_out = link_out
+        self.clock: Clock = clock_of(stage.device)
         self._recorder = recorder
         self._rested_ns = 0  # when the last job was through
 
@@ -71,8 +75,12 @@ class StageLoop:
     def span(self, track: Track, start: int, job: Job, name: str, rows: int) -> int:
         """Record what ended now, and return now."""
         end = time.perf_counter_ns()
-        self._recorder.record(self.index, track, start, end, job.number, name, rows)
+        self.record(track, start, end, job, name, rows)
         return end
+
+    def record(self, track: Track, start: int, end: int, job: Job, name: str, rows: int) -> None:
+        """Record a span of this stage's time."""
+        self._recorder.record(self.index, track, start, end, job.number, name, rows)
 
 
 class _Passage:
@@ -113,28 +121,44 @@ class _Passage:
                 self._advance(hidden, start)
 
     def _advance(self, hidden: torch.Tensor | None, start: int) -> None:
-        begun = time.perf_counter_ns()
+        clock = self.loop.clock
+        begun = clock.mark()
         self.operation = self.work.operation(first=hidden is None)
         after = PipelineHidden(self.work.run(self.loop.stage, hidden))
-        computed = self.loop.span(Track.COMPUTE, begun, self.job, self.work.name, self.rows)
-        self.trace.stage_ns += computed - start
-        if self.loop.link_out is None:
-            self._answer(after, start, computed)
+        marks = [begun, clock.mark()]
+        if self.loop.link_out is None and self._answer(after):
+            marks.append(clock.mark())
+        # A device's times are known when it is through; whoever waits for the job takes them down.
+        settle = partial(self._settle, start, marks)
+        if clock.deferred:
+            self.job.later.append(settle)
         else:
-            self.trace.busy.append((start, computed))
+            settle()
+        if self.loop.link_out is not None:
             self._send(self.loop.link_out, after)
 
-    def _answer(self, after: PipelineHidden, start: int, computed: int) -> None:
+    def _answer(self, after: PipelineHidden) -> bool:
+        """Answer for the rows that want it; whether there are any."""
         self.job.hidden = after
         wanted = self.work.answered(after.storage)
         if not len(wanted):
-            self.trace.busy.append((start, computed))
-            return
-        asked = self.work.answer
-        self.operation = asked.value
-        self.job.output = asked.of(self.loop.stage, wanted)
-        end = self.loop.span(Track.COMPUTE, computed, self.job, asked.value, len(wanted))
-        self.trace.logits_ns += end - computed
+            return False
+        self.operation = self.work.answer.value
+        self.job.output = self.work.answer.of(self.loop.stage, wanted)
+        return True
+
+    def _settle(self, start: int, marks: Sequence[Mark]) -> None:
+        """Take down when the stage began, computed its layers and, if it did, answered."""
+        begun, computed, *answered = (self.loop.clock.ns(mark) for mark in marks)
+        if self.loop.clock.deferred:
+            start = begun  # what is in between is the host's time, not the device's
+        self.loop.record(Track.COMPUTE, begun, computed, self.job, self.work.name, self.rows)
+        self.trace.stage_ns += computed - start
+        end = computed
+        for end in answered:
+            name = self.work.answer.value
+            self.loop.record(Track.COMPUTE, computed, end, self.job, name, self.rows)
+            self.trace.logits_ns += end - computed
         self.trace.busy.append((start, end))
 
     def _send(self, link: LinkOut, after: PipelineHidden) -> None:

@@ -16,7 +16,7 @@ import json
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,14 @@ from pipeline.placement import Placement
 from tests.bench.checkpoints import SHAPES, random_checkpoint
 from tests.bench.cycles import steady_cycle
 from tests.bench.environment import environment
+
+
+class Run(NamedTuple):
+    """Seconds of a step of every sequence, in full swing and over the whole run, and of jobs."""
+
+    cycle: float
+    mean: float
+    stages: list[float]
 
 
 class Runner:
@@ -36,8 +44,8 @@ class Runner:
         self._prompt = prompt
         self._steps = steps
 
-    def cycle(self, rows: int) -> tuple[float, list[float]]:
-        """Seconds of a step of all `rows` sequences, and each stage's seconds for one job."""
+    def run(self, rows: int) -> Run:
+        """Generate for `rows` sequences."""
         before, start = self._stats(), time.perf_counter_ns()
         result = self.pipe.generate(
             [self._prompt] * rows,
@@ -50,10 +58,13 @@ class Runner:
         busy = zip(
             after["measured"]["busy_us_total"], before["measured"]["busy_us_total"], strict=True
         )
-        stages = [(new - old) / jobs / 1e6 for new, old in busy]
-        if self.pipe.placement.mode == "auto":  # may have changed its mind in between
-            return rows / result.metrics["decode"]["tokens_per_s"], stages
-        return steady_cycle(self.pipe, self.jobs, start), stages
+        mean = rows / result.metrics["decode"]["tokens_per_s"]
+        changes = self.pipe.placement.mode == "auto"  # its mind, while it runs
+        return Run(
+            mean if changes else steady_cycle(self.pipe, self.jobs, start),
+            mean,
+            [(new - old) / jobs / 1e6 for new, old in busy],
+        )
 
     def _stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = self.pipe.cache_metrics_snapshot()["pipeline_decode"]
@@ -68,17 +79,18 @@ def bound(stage_seconds: list[float], groups: int) -> float:
 def compare(runners: dict[str, Runner], rows: int, rounds: int) -> dict[str, Any]:
     """One batch size in every mode, taking turns."""
     cycles: dict[str, list[float]] = {name: [] for name in runners}
+    means: dict[str, list[float]] = {name: [] for name in runners}
     inside: dict[str, list[list[float]]] = {name: [] for name in runners}
     alone: dict[int, list[list[float]]] = {}
     groups_of = {name: int(name.split()[1]) for name in runners if name.startswith("continuous")}
     for _ in range(rounds):
         for name, runner in runners.items():
-            seconds, stages = runner.cycle(rows)
-            cycles[name].append(seconds)
-            inside[name].append(stages)
+            run = runner.run(rows)
+            cycles[name].append(run.cycle)
+            means[name].append(run.mean)
+            inside[name].append(run.stages)
         for groups in groups_of.values():
-            _, stages = runners["batch"].cycle(-(-rows // groups))
-            alone.setdefault(groups, []).append(stages)
+            alone.setdefault(groups, []).append(runners["batch"].run(-(-rows // groups)).stages)
     medians = {name: median(values) for name, values in cycles.items()}
     row: dict[str, Any] = {
         "batch": rows,
@@ -94,11 +106,12 @@ def compare(runners: dict[str, Runner], rows: int, rounds: int) -> dict[str, Any
             "share_of_bound_alone": bound(times_alone, groups) / medians[name],
             "share_of_bound_inside": bound(times_inside, groups) / medians[name],
         }
-    fixed = {name: seconds for name, seconds in medians.items() if name not in ("auto", "batch")}
-    row["best_fixed"] = min(fixed, key=fixed.__getitem__)
-    if "auto" in medians:
-        row["auto_behind_best"] = medians["auto"] / fixed[row["best_fixed"]] - 1
-        row["auto_ran"] = runners["auto"].pipe.cache_metrics_snapshot()["pipeline_mode"]
+    overall = {name: median(values) for name, values in means.items()}
+    row["mean_step_ms"] = {name: seconds * 1e3 for name, seconds in overall.items()}
+    auto = overall.pop("auto")
+    row["best_fixed"] = min(overall, key=overall.__getitem__)
+    row["auto_behind_best"] = auto / overall[row["best_fixed"]] - 1
+    row["auto_ran"] = runners["auto"].pipe.cache_metrics_snapshot()["pipeline_mode"]
     return row
 
 
@@ -112,9 +125,7 @@ def line(row: dict[str, Any]) -> str:
             f"; {name}: {cycles['batch'] / cycles[name]:.2f}x of batch, "
             f"{found['share_of_bound_alone']:.2f}/{found['share_of_bound_inside']:.2f} of C(G)"
         )
-    if "auto_behind_best" in row:
-        text += f"; auto {row['auto_behind_best']:+.1%} behind {row['best_fixed']}"
-    return text
+    return f"{text}; auto {row['auto_behind_best']:+.1%} behind {row['best_fixed']}"
 
 
 def main() -> None:
@@ -174,9 +185,10 @@ def main() -> None:
             for name, pipe in pipes.items()
         }
         for runner in runners.values():  # warm, and auto has looked around
-            runner.cycle(min(args.batches))
+            runner.run(min(args.batches))
         for rows in args.batches:
-            runners["auto"].cycle(rows)
+            for _ in range(2):
+                runners["auto"].run(rows)
             row = compare(runners, rows, args.rounds)
             report["rows"].append(row)
             print(line(row), flush=True)
