@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from kernels.errors import CapacityError, InvalidInputError, LamellaError
 from model.logits_filters import repetition_penalty
 from model.sampling import SamplingParams
+from pipeline.candidates import BATCH, Candidate
 from pipeline.errors import StageError
 from pipeline.generation import GenerationStream
 from pipeline.llama_pipeline import LlamaPipeline
 from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement
-from tests.pipeline.building import footprint, parity_pipeline
+from tests.pipeline.building import footprint, parity_pipeline, parity_stages
 from tests.pipeline.fake_stage import FakeStage, fake_logits, fake_stages
 
 NO_STOP: dict[str, Any] = {"stop_token_ids": ()}
@@ -38,7 +40,7 @@ def fake_pipeline(
     return LlamaPipeline(stages, Placement.even(3, 3, mode=mode), threads=1), stages
 
 
-@pytest.fixture(params=["batch", "overlapped"])
+@pytest.fixture(params=list(LlamaPipelineMode))
 def pipeline(request: pytest.FixtureRequest) -> Iterator[LlamaPipeline]:
     pipeline, _ = fake_pipeline(request.param)
     with pipeline:
@@ -213,7 +215,13 @@ def test_a_stream_that_was_never_begun_takes_nothing(pipeline: LlamaPipeline) ->
 
 @pytest.mark.parametrize(
     ("operation", "number"),
-    [("append_hidden", 0), ("decode_hidden", 0), ("decode_hidden", 2), ("greedy", 0), ("greedy", 2)],
+    [
+        ("append_hidden", 0),
+        ("decode_hidden", 0),
+        ("decode_hidden", 2),
+        ("greedy", 0),
+        ("greedy", 2),
+    ],
 )
 def test_a_failure_releases_all_of_a_streams_sequences(operation: str, number: int) -> None:
     pipeline, stages = fake_pipeline()
@@ -329,6 +337,106 @@ def test_a_repetition_penalty_sees_the_prompt_and_the_text() -> None:
             tokens.append(int(repetition_penalty(logits, [tokens], 1.8).argmax()))
     assert done.tokens == tokens[2:]
     assert done.tokens != free.tokens
+
+
+@pytest.mark.parametrize("sampling", [None, SAMPLED, SamplingParams(repetition_penalty=1.8)])
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_every_mode_gives_the_tokens_of_batch_mode(
+    impl: str, sampling: SamplingParams | None
+) -> None:
+    options: dict[str, Any] = {"sampling": sampling, "prefill_chunk": 3, "max_new_tokens": 5}
+    prompts = [[(n + 2 * place) % 7 for place in range(1 + n % 9)] for n in range(11)]
+
+    def said(groups: int | None = None, **how: Any) -> list[list[int]]:
+        stages = parity_stages([1, 1, 1], impl=impl)
+        placement = Placement.even(3, 3, mode=how["mode"])
+        with LlamaPipeline(stages, placement, threads=1, groups=groups) as pipeline:
+            result = pipeline.generate(prompts, max_batch=how.get("most"), **options, **NO_STOP)
+        return [done.tokens for done in result.completions]
+
+    expected = said(mode="batch")
+    assert said(mode="continuous", groups=1) == expected
+    assert said(mode="continuous", groups=4) == expected
+    assert said(mode="continuous", most=5) == expected
+    assert said(mode="overlapped") == expected
+    assert said(mode="auto") == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5])
+def test_prompts_in_chunks_are_continued_as_if_whole(pipeline: LlamaPipeline, chunk: int) -> None:
+    lengths = [1, 12, 4, 13, 1, 5, 30, 8, 2, 1]  # whole, packed, multiples and one token more
+    prompts = [[(7 * n + place) % 50 for place in range(n)] for n in lengths]
+    result = pipeline.generate(prompts, max_new_tokens=3, prefill_chunk=chunk, **NO_STOP)
+    assert [done.tokens for done in result.completions] == [greedy(p, 3) for p in prompts]
+    assert result.metrics["prefill"]["tokens"] == sum(lengths)
+    sent = [
+        (operation, rows)
+        for operation, rows in pipeline.stages[0].calls
+        if operation in ("prefill_tokens", "append_tokens")
+    ]
+    assert max(rows for _, rows in sent) == chunk
+    assert sum(rows for _, rows in sent) == sum(lengths)
+    assert ("append_tokens" in dict(sent)) == (chunk > 1)
+
+
+def test_chunks_wait_for_room_like_whole_prompts() -> None:
+    for mode in LlamaPipelineMode:
+        pipeline, stages = fake_pipeline(mode, num_blocks=9)  # two at a time
+        with pipeline:
+            prompts = [[n] * 10 for n in range(6)]
+            result = pipeline.generate(prompts, max_new_tokens=6, prefill_chunk=4, **NO_STOP)
+            assert [done.tokens for done in result.completions] == [greedy(p, 6) for p in prompts]
+            assert result.metrics["running_max"] == 2
+            assert all(stage.cache.free_blocks == 9 for stage in stages)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_prompt_whose_chunk_failed_is_reported_and_others_go_on(stage: int, late: bool) -> None:
+    for mode in LlamaPipelineMode:
+        pipeline, stages = fake_pipeline(mode)
+        with pipeline:
+            stages[stage].fail("prefill_hidden" if stage else "prefill_tokens", 1, late=late)
+            result = pipeline.generate(
+                [[1, 2], [3] * 11, [4]],
+                max_new_tokens=4,
+                prefill_chunk=4,
+                on_error="report",
+                **NO_STOP,
+            )
+            good, bad, other = result.completions
+            assert (good.tokens, other.tokens) == (greedy([1, 2], 4), greedy([4], 4))
+            assert (bad.finish_reason, bad.tokens) == ("error", [])
+            assert f"stage {stage} failed in prefill_" in bad.error
+            assert footprint(pipeline) == [({}, 256)] * 3
+
+
+def test_two_streams_of_mode_auto_while_the_stages_are_arranged_anew() -> None:
+    pipeline, stages = fake_pipeline("auto")
+    with pipeline:
+        ways = [BATCH, Candidate(LlamaPipelineMode.CONTINUOUS, 3)]
+        ways.append(Candidate(LlamaPipelineMode.OVERLAPPED, 3))
+        turn = itertools.count()
+        pipeline._steering._chosen = lambda running: ways[next(turn) // 3 % 3]  # type: ignore
+        pipeline.prefill("mine", [1, 2])
+        streams = [
+            pipeline.stream([[n + k] * 6 for k in range(9)], max_new_tokens=7, prefill_chunk=4,
+                            max_batch=6, **NO_STOP)
+            for n in (3, 20)
+        ]  # fmt: skip
+        position = 2
+        while any([next(stream, None) for stream in streams]):
+            if position < 40:
+                pipeline.decode("mine", 5, position)
+                position += 1
+            pipeline.prefill("other", [1])
+            pipeline.release("other")
+        for n, stream in zip((3, 20), streams, strict=True):
+            got = [done.tokens for done in stream.result().completions]
+            assert got == [greedy([n + k] * 6, 7) for k in range(9)]
+        served = {name for name, _, _ in stages[1].threads_seen}
+        assert served == {"lamella-stages", "lamella-stage-1"}
+        assert [lengths for lengths, _ in footprint(pipeline)] == [{"mine": 40}] * 3
 
 
 def test_real_stages_generate_what_decoding_by_hand_gives() -> None:
