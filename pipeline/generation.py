@@ -12,7 +12,7 @@ from model.sampling import SamplingParams
 from model.stopping import StopCondition, StopWatch
 from model.tokenizer import Tokenizer
 from pipeline.engine import PipelineEngine
-from pipeline.prompts import PromptLike, check_fit, read_prompts
+from pipeline.prompts import Prompt, PromptLike, check_fit, read_prompts
 from pipeline.scheduler import Limits, Scheduler
 from pipeline.sequences import Completion, GenerationEvent, Running
 from pipeline.steering import Steering
@@ -100,15 +100,13 @@ class GenerationStream(Iterator[GenerationEvent]):
         self._engine = engine
         self._snapshot = snapshot
         drawn = _checked(drawn or {}, len(read), config.vocab_size)
-        # What an earlier run drew comes again first.
-        replayed = [Running("", prompt, watch()) for prompt in read]
-        self._events = deque(
-            event for one in replayed for event in one.replay(drawn.get(one.prompt.index, ()))
-        )
+        ended = [one for prompt in read if (one := _ended(prompt, watch(), drawn)) is not None]
+        self._events = deque(event for _, events in ended for event in events)
+        gone = {finished.prompt.index for finished, _ in ended}
         self._scheduler = Scheduler(
             engine,
             steering,
-            [one.prompt for one in replayed if one.watch.finish_reason is None],
+            [prompt for prompt in read if prompt.index not in gone],
             sampling or SamplingParams(),
             Limits(max_new_tokens, max_batch, prefill_chunk),
             watch=watch,
@@ -116,9 +114,10 @@ class GenerationStream(Iterator[GenerationEvent]):
             drawn=drawn,
             report=on_error == "report",
         )
-        for one in replayed:
-            if (reason := one.watch.finish_reason) is not None:
-                self._scheduler.completions.append(one.completion(reason))
+        for finished, events in ended:
+            reason = events[-1].finish_reason
+            assert reason is not None
+            self._scheduler.completions.append(finished.completion(reason))
         self._closed = False
 
     def __next__(self) -> GenerationEvent:
@@ -188,6 +187,15 @@ class _NoText:
 
     def flush(self) -> str:
         return ""
+
+
+def _ended(
+    prompt: Prompt, watch: StopWatch, drawn: Mapping[int, Sequence[int]]
+) -> tuple[Running, list[GenerationEvent]] | None:
+    """A sequence that an earlier run brought to its end, and its events; None for any other."""
+    sequence = Running("", prompt, watch)
+    events = sequence.replay(drawn.get(prompt.index, ()))
+    return (sequence, events) if events and events[-1].finish_reason else None
 
 
 def _checked(

@@ -434,7 +434,8 @@ class LlamaPipeline:
         """As `generate`, as an iterator of `GenerationEvent`; bad input raises at once.
 
         `drawn` are tokens that an earlier run of the same prompts drew, by the prompt's index. They
-        come again as events, and their completions go on as if nothing had come in between.
+        come again as events, and their completions go on as if nothing had come in between: what
+        was finished is taken as it was, and what was not takes the same steps again.
         """
         return GenerationStream(
             self._engine,

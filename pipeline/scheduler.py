@@ -69,7 +69,7 @@ class Scheduler:
         limits: on the run.
         watch: makes the watch of a new sequence.
         own_id: makes the id of a new sequence.
-        drawn: tokens that an earlier run drew, by prompt; they are prefilled after the prompt.
+        drawn: tokens that an earlier run drew, by prompt; the same are taken again, see `Running`.
         report: whether a failing step ends its own sequences with an error instead of the run.
     """
 
@@ -200,7 +200,6 @@ class Scheduler:
         while self._waiting and not self._full and len(self.held) < self._limits.max_batch:
             prompt = self._waiting[0]
             seq_id = self._own_id()
-            drawn = list(self._drawn.get(prompt.index, ()))
             self.held.append(seq_id)
             try:
                 self._engine.reserve(seq_id, prompt.positions(self._limits.max_new_tokens))
@@ -214,9 +213,8 @@ class Scheduler:
                 self._full = True
                 return
             self._waiting.popleft()
-            watch = self._watch()
-            texts = [watch.push(token) for token in drawn]
-            self._entering.append(Running(seq_id, prompt, watch, drawn, texts))
+            drawn = deque(self._drawn.get(prompt.index, ()))
+            self._entering.append(Running(seq_id, prompt, self._watch(), drawn))
 
     def _launch_prefill(self) -> bool:
         """Send the next chunk of a long prompt, or several short prompts; False if none is left."""
@@ -294,7 +292,7 @@ class Scheduler:
 
     def _take(self, tokens: Sequence[int], sequences: Sequence[Running]) -> list[GenerationEvent]:
         alive = [
-            (sequence, token)
+            (sequence, sequence.next(token))
             for sequence, token in zip(sequences, tokens, strict=True)
             if sequence.seq_id in self.held  # it has not failed since
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -43,18 +44,23 @@ class Completion:
 class Running:
     """A sequence that has been let in.
 
-    `tokens` may begin with some that an earlier run drew: they are appended like the prompt's.
+    `drawn` are tokens that an earlier run drew. They take the same way through the stages again,
+    one by one: prefilled at once, they would leave other last bits in the cache, and the tokens
+    after them might be others.
     """
 
     seq_id: str
     prompt: Prompt
     watch: StopWatch
+    drawn: deque[int] = field(default_factory=deque)
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     sent: int = 0  # tokens that are in the cache, or on their way there
 
-    def __post_init__(self) -> None:
-        self.given = [*self.prompt.tokens, *self.tokens]  # what has to be prefilled
+    @property
+    def given(self) -> list[int]:
+        """What has to be prefilled."""
+        return self.prompt.tokens
 
     @property
     def stream(self) -> int:
@@ -77,6 +83,10 @@ class Running:
         pos = len(self.prompt.tokens) + len(self.tokens) - 1
         self.sent = pos + 1
         return DecodeRow(self.seq_id, self.tokens[-1], pos)
+
+    def next(self, token: int) -> int:
+        """The token that comes next: one that was drawn earlier, or else this."""
+        return self.drawn.popleft() if self.drawn else token
 
     def draw(self, token: int) -> bool:
         """Take the next token; whether it is the last, whatever its text."""

@@ -40,9 +40,11 @@ def _exception(name: str, message: str) -> Exception:
         known = getattr(module, name, None)
         if isinstance(known, type) and issubclass(known, Exception):
             try:
-                return known(message)
+                made = known(message)
             except TypeError:  # it wants more than a message
                 break
+            if str(made) == message:
+                return made
     return type(name or "Exception", (RuntimeError,), {})(message)
 
 

@@ -1,0 +1,103 @@
+"""After a restart by torchrun a run goes on where it was, and its texts come out the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import LlamaPipeline
+from pipeline.distributed.journal import Journal
+from pipeline.distributed.world import World
+from tests.pipeline.distributed.launching import CALM, ROOT, environment, free_port, torchrun
+
+PROMPTS = ["import ", "def add(a, b):\n", "class "]
+OPTIONS = ["-n", "300", "--threads", "1", "--mode", "continuous", "--temperature", "0.8", "--json"]
+
+
+def test_a_killed_rank_changes_no_text() -> None:
+    command = torchrun("pipeline", "generate", *OPTIONS, *PROMPTS, size=2, restarts=1)
+    env = environment() | {"LAMELLA_HEARTBEAT_TIMEOUT": CALM}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as agent:
+        try:
+            assert agent.stderr is not None
+            told = until(agent.stderr.readline, lambda line: line.startswith("stage0:"))
+            time.sleep(0.4)  # some tokens
+            os.kill(process_of_rank(agent.pid, 1), signal.SIGKILL)
+            out, rest = agent.communicate(timeout=60)
+        finally:
+            agent.kill()
+    assert agent.returncode == 0, told + rest
+    assert "error: rank 1 (host " in rest
+    assert "tokens of 3 prompts after a restart" in rest
+    alone = [sys.executable, "-m", "pipeline", "generate", "-s", "2", *OPTIONS, *PROMPTS]
+    whole = subprocess.run(alone, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert json.loads(out)["completions"] == json.loads(whole.stdout)["completions"]
+
+
+def until(read: Callable[[], str], right: Callable[[str], bool]) -> str:
+    """Read lines up to the right one."""
+    told = ""
+    while not right(line := read()):
+        assert line, told
+        told += line
+    return told
+
+
+def process_of_rank(agent: int, rank: int) -> int:
+    """The process that torchrun's agent started for a rank."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            env = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if parent == agent and b"RANK=%d" % rank in env:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_a_journal_is_of_one_run() -> None:
+    world = World(0, 2, 0, 2, "127.0.0.1", free_port(), restarts=1)
+    first = Journal(world, "run a")
+    assert not first.drawn
+    for prompt, token in ((0, 7), (2, 1 << 40), (0, 8)):
+        first.note(prompt, token)
+    first.close(finished=False)
+    again = Journal(world, "run a")
+    assert again.drawn == {0: [7, 8], 2: [1 << 40]}
+    again.note(0, 9)
+    again.close(finished=False)
+    other = Journal(world, "run b")
+    assert other.foreign
+    assert not other.drawn
+    other.note(0, 1)
+    other.close(finished=True)
+    last = Journal(world, "run b")
+    assert not last.foreign
+    assert not last.drawn
+    last.close(finished=True)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 19, 20])
+def test_a_stream_goes_on_from_tokens_that_were_drawn_before(kept: int) -> None:
+    with LlamaPipeline.from_pretrained(threads=1, stages=2) as pipe:
+        whole = pipe.generate(PROMPTS, max_new_tokens=20).completions
+        drawn = {done.index: done.tokens[:kept] for done in whole[:2]}
+        with pipe.stream(PROMPTS, max_new_tokens=20, drawn=drawn) as stream:
+            events = list(stream)
+        assert stream.result().completions == whole
+    for done in whole:
+        mine = [event for event in events if event.index == done.index]
+        assert [event.token for event in mine] == done.tokens
+        assert "".join(event.text for event in mine) == done.text
+        assert [event.finish_reason for event in mine][-1] == done.finish_reason
