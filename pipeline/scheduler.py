@@ -183,13 +183,15 @@ class Scheduler:
         """
         if not self._entering:
             return False
-        if len(self._entering) >= len(self._groups):
+        if len(self._entering) > len(self._groups):
             return self._groups.aloft == 0 and self._prefills_aloft() < self._engine.stage_count + 1
-        return mode is not CONTINUOUS and not self._flights and not self._prefilled_last
+        if mode is CONTINUOUS or self._prefilled_last:
+            return False
+        return not any(flight.members for flight in self._flights)
 
     def _decode_may_go(self, mode: LlamaPipelineMode) -> bool:
         if mode is CONTINUOUS:
-            return len(self._entering) < len(self._groups)
+            return len(self._entering) <= len(self._groups)
         return not any(flight.tokens or flight.group for flight in self._flights)
 
     def _prefills_aloft(self) -> int:
