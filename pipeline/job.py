@@ -120,7 +120,7 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether all stages are through with it."""
-        return self._left == 0
+        return self._left <= 0  # below, if stages came to an end after a rank was lost
 
     def wait(self) -> None:
         """Block until all stages are through with it, whatever came of it.

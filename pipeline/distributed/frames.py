@@ -109,7 +109,7 @@ class Frame:
 
 def pack_trace(words: np.ndarray, trace: StageTrace, spans: list[Span], answer: str) -> None:
     """Write what a stage measured in one job, int64 [TRACE_WORDS]; `answer` names its last span."""
-    busy, spans = trace.busy[:_BUSY], spans[:_SPANS]
+    busy, spans = sorted(trace.busy)[:_BUSY], spans[:_SPANS]
     flat = [
         trace.stage_ns, trace.logits_ns, trace.sent_bytes,
         trace.bridge.bridge_ns, trace.bridge.host_copy_ns, trace.bridge.device_copy_ns,

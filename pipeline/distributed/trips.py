@@ -36,7 +36,8 @@ class Trip:
         return self.job.task.row_count if isinstance(self.job.task, Work) else 0
 
     def note_own(self, stage: int, recorder: Recorder) -> None:
-        """Take in what this rank measured."""
+        """Take in what this rank measured; on a GPU that is known when it is through."""
+        self.job.settle()
         task = self.job.task
         answer = task.answer.value if isinstance(task, Work) else ""
         latest = recorder.latest(8)[stage]
