@@ -17,7 +17,7 @@ from tests.pipeline.building import footprint, parity_pipeline
 Call = Callable[[LlamaPipeline], Any]
 
 
-@pytest.fixture(params=["batch", "overlapped"])
+@pytest.fixture(params=["batch", "overlapped", "continuous", "auto"])
 def pipeline(request: pytest.FixtureRequest) -> Iterator[LlamaPipeline]:
     """Holds "a" with 3 positions and "b" with 1, one block each; 6 blocks of 4 tokens in all."""
     with parity_pipeline(mode=request.param, block_size=4, kv_tokens=24) as pipeline:

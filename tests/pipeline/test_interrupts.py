@@ -44,7 +44,7 @@ def interrupts(*seconds: float) -> Iterator[None]:
             timer.join()
 
 
-@pytest.fixture(params=["batch", "overlapped"])
+@pytest.fixture(params=["batch", "overlapped", "continuous"])
 def slow(request: pytest.FixtureRequest) -> Iterator[tuple[LlamaPipeline, list[FakeStage]]]:
     stages = fake_stages([1, 1, 1])
     placement = Placement.even(3, 3, mode=request.param)

@@ -101,7 +101,7 @@ def test_a_failing_decode_in_batch_mode(stage: int | str, rows: int, late: bool)
 @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 @pytest.mark.parametrize("seq_id", ["old", "reserved", "new0"])
 @pytest.mark.parametrize("stage", [0, 1, 2, "head"])
-@pytest.mark.parametrize("mode", ["batch", "overlapped"])
+@pytest.mark.parametrize("mode", ["batch", "overlapped", "continuous", "auto"])
 def test_a_failing_prefill(mode: str, stage: int | str, seq_id: str, late: bool) -> None:
     pipeline, stages = fake_pipeline(mode)
     with pipeline:
