@@ -86,7 +86,7 @@ def resolve_bridge(name: str) -> Transport:
     bridge = parse_bridge(name)
     if bridge is StageBridge.DISTRIBUTED:
         raise UnsupportedError(
-            f"bridge {name!r} is not in this release: it runs stages in several processes, and "
-            "here every stage is a thread of one; use 'host' or 'auto'"
+            f"bridge {name!r} needs the processes of torchrun, one for each stage, and this is one "
+            "process; start it as 'torchrun --nproc-per-node 2', or use 'host' or 'auto'"
         )
     return Transport.of(bridge or StageBridge.HOST)

@@ -7,6 +7,7 @@ EXAMPLES = {
         'lamella generate "def fibonacci(n):"',
         "lamella generate --stages 2 --kv-dtype int8 --max-new-tokens 100",
         "lamella generate -f prompts.txt --temperature 0.8 --top-p 0.9 --json",
+        "torchrun --nproc-per-node 2 --no-python lamella generate -f prompts.txt",
     ),
     "parity": (
         "lamella parity --kv-dtype int8",

@@ -220,8 +220,8 @@ class ComputeOptions:
         choice(
             "--bridge",
             among=("auto", "host", "cuda_peer", "cuda_device_staged", "distributed"),
-            help="How hidden states go from stage to stage: host, or auto for the best there is. "
-            "[dim]Default: auto.[/]",
+            help="How hidden states go from stage to stage: host, distributed between processes of "
+            "torchrun, or auto for the best there is. [dim]Default: auto.[/]",
             show_default=False,
             rich_help_panel=COMPUTE,
         ),
@@ -232,7 +232,8 @@ class ComputeOptions:
             "--threads",
             "-t",
             help="Threads of each stage. [dim]Default: the usable cores, shared by stages that "
-            "work at once.[/]",
+            "work at once, and by processes of torchrun, whose own OMP_NUM_THREADS=1 is no "
+            "limit.[/]",
             rich_help_panel=COMPUTE,
         ),
     ] = None

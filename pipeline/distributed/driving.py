@@ -35,18 +35,12 @@ class Driving:
 def world_for(bridge: str) -> World | None:
     """The world that a pipeline with such a bridge runs in; None for this process alone.
 
-    Raises `InvalidInputError` where "distributed" was asked for and there is but one process, or
-    in another process than the driver's.
+    Raises `InvalidInputError` in another process than the driver's.
     """
     asked = parse_bridge(bridge)
     if asked not in (None, StageBridge.DISTRIBUTED):
         return None
     world = World.of_environment()
-    if world is None and asked is not None:
-        raise InvalidInputError(
-            "bridge 'distributed' needs the processes of torchrun, 2 or more, and this is one: "
-            "torchrun --nproc-per-node 2 -m pipeline generate"
-        )
     if world is not None and not world.drives:
         raise InvalidInputError(
             f"rank {world.rank} of {world.size} has a stage, and rank 0 the pipeline; call "

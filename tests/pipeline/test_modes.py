@@ -71,7 +71,7 @@ def test_bridges_between_devices_are_known(name: str) -> None:
 
 
 def test_a_bridge_that_cannot_be_had_says_why() -> None:
-    with pytest.raises(UnsupportedError, match="bridge 'distributed' is not in this release: it "):
+    with pytest.raises(UnsupportedError, match="bridge 'distributed' needs the processes of torchrun"):
         resolve_bridge("distributed")
 
 

@@ -45,7 +45,7 @@ def test_help_of_a_command(name: str) -> None:
 
 @pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
 def test_examples_are_good_usage(line: str) -> None:
-    program, name, *arguments = shlex.split(line)
+    program, name, *arguments = shlex.split(line[line.index("lamella") :])  # after torchrun
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     assert program == "lamella"
     command.make_context(name, arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kernels.errors import InvalidInputError
+from kernels.errors import InvalidInputError, UnsupportedError
 from pipeline import LlamaPipeline
 from pipeline.distributed import serve
 from pipeline.distributed.world import World, interface_address, route_to
@@ -68,7 +68,7 @@ def test_addresses() -> None:
 
 def test_asking_for_ranks_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InvalidInputError, match="needs the processes of torchrun"):
+    with pytest.raises(UnsupportedError, match="needs the processes of torchrun"):
         LlamaPipeline.from_pretrained(bridge="distributed")
     with pytest.raises(InvalidInputError, match="there is one process"):
         serve()
