@@ -47,7 +47,8 @@ def test_broken_checkpoint(tmp_path: Path) -> None:
 def test_what_this_build_has_not() -> None:
     result = invoke("generate", "--bridge", "distributed", "x")
     assert result.exit_code == 1
-    assert only_line(result.stderr).startswith("error: bridge 'distributed' needs the processes of torchrun")
+    needs = "error: bridge 'distributed' needs the processes of torchrun"
+    assert only_line(result.stderr).startswith(needs)
 
 
 def test_a_bridge_that_the_devices_cannot_have() -> None:

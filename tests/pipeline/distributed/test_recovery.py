@@ -44,6 +44,31 @@ def test_a_killed_rank_changes_no_text() -> None:
     assert json.loads(out)["completions"] == json.loads(whole.stdout)["completions"]
 
 
+def test_ctrl_c_ends_all_ranks_in_good_order() -> None:
+    command = torchrun("pipeline", "generate", "-n", "900", *OPTIONS[2:], *PROMPTS, size=2)
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment() | {"LAMELLA_HEARTBEAT_TIMEOUT": CALM},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group, as a terminal's Ctrl-C goes to
+    ) as agent:
+        try:
+            assert agent.stderr is not None
+            until(agent.stderr.readline, lambda line: line.startswith("stage0:"))
+            time.sleep(0.3)
+            os.killpg(agent.pid, signal.SIGINT)
+            out, err = agent.communicate(timeout=20)
+        finally:
+            agent.kill()
+    assert agent.returncode != 0
+    assert out == ""
+    assert err.splitlines().count("interrupted") == 1
+    assert "error:" not in err, "nobody takes it for a loss"
+
+
 def until(read: Callable[[], str], right: Callable[[str], bool]) -> str:
     """Read lines up to the right one."""
     told = ""
