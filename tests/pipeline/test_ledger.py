@@ -127,18 +127,19 @@ def test_chunks_of_one_sequence_in_one_call_add_up() -> None:
 
 
 class Interrupted(BaseException):
-    """Comes between two lines, as Ctrl-C does."""
+    """Comes between two instructions, as Ctrl-C does."""
 
 
-def interrupted_at(line: int, call: Callable[[], object]) -> bool:
-    """Run `call`, but raise before its `line`-th line within the ledger; False if it has fewer."""
-    left = line
+def interrupted_at(step: int, call: Callable[[], object]) -> bool:
+    """Run `call`, but raise before its `step`-th instruction in the ledger; False if none is."""
+    left = step
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
         if frame.f_code.co_filename != Ledger.append.__code__.co_filename:
             return None
-        if event == "line":
+        frame.f_trace_opcodes = True
+        if event == "opcode":
             left -= 1
             if left == 0:
                 raise Interrupted
@@ -189,12 +190,12 @@ def test_an_interrupt_leaves_all_of_a_change_or_nothing(
 
     before, changed = books(fresh()), fresh()
     change(changed)
-    after, line = books(changed), 1
+    after, step = books(changed), 1
     assert after != before
-    while interrupted_at(line, lambda: change(ledger)) if (ledger := fresh()) else False:
+    while interrupted_at(step, lambda: change(ledger)) if (ledger := fresh()) else False:
         assert books(ledger) in (before, after)
-        line += 1
-    assert line > 3
+        step += 1
+    assert step > 9
     assert books(ledger) == after
 
 
