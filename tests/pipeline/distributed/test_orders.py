@@ -14,6 +14,7 @@ from pipeline.bridges.link import BridgeTiming
 from pipeline.chores import Prepare, Release, Reset, Restore, Truncate, Unprepare
 from pipeline.distributed.failures import TEXT_ROOM, failure_text, rebuilt
 from pipeline.distributed.frames import Flag, Frame, add_trace, pack_trace, unpack_spans
+from pipeline.distributed.names import Handles, Texts
 from pipeline.distributed.orders import FIRST_WORDS, Order, OrderReader, OrderWriter
 from pipeline.errors import BridgeError, StageError
 from pipeline.spans import Span, Track
@@ -84,6 +85,21 @@ def test_ids_cross_once_until_they_are_forgotten() -> None:
         )
     ]
     assert words[0] == words[3] > words[1]
+
+
+@pytest.mark.parametrize(
+    "task", [Release(["a"]), Reset(), Restore({"a": None}), Unprepare("a", None)]
+)
+def test_what_is_released_is_not_remembered(task: Release | Reset | Restore | Unprepare) -> None:
+    handles, texts = Handles(), Texts()
+    for number, seq_id in handles.introduce(["a"]):
+        texts.learn(number, seq_id)
+    handles.forget(task)
+    texts.forget(task)
+    with pytest.raises(KeyError):
+        handles.number("a")
+    with pytest.raises(KeyError):
+        texts.id(0)
 
 
 @pytest.mark.parametrize(("epoch", "number"), [(2, 6), (1, 5), (1, 4)])
