@@ -51,10 +51,14 @@ def world_for(bridge: str) -> World | None:
 
 def drive(world: World, request: LoadRequest) -> Driving:
     """Join the other ranks as their driver. Raises what is wrong on any of them."""
-    member = join(world, request, _nobody_waits_yet)
-    folder = request.folder
+    tokenizer, failed = None, None
+    try:  # before there is a heartbeat, which reading a large one would hold up
+        if (request.folder / TOKENIZER_FILE).exists():
+            tokenizer = Tokenizer.load(request.folder)
+    except Exception as error:
+        failed = error
+    member = join(world, request, _nobody_waits_yet, failed)
     try:
-        tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER_FILE).exists() else None
         last = world.size - 1
         others = [
             remote_stage(told, member.stage.config, last=rank == last)

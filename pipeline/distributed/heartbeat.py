@@ -22,8 +22,8 @@ from pipeline.errors import RankLostError
 
 INTERVAL = 0.1
 TIMEOUT = 0.7
-FIRST_SECONDS = 10.0
-"""Until its first sign of life a rank may take longer: its connections came before its thread."""
+LOADING_SECONDS = 10.0
+"""Until all ranks are ready one may be silent for so long: imports can hold up all its threads."""
 
 _FRAME = struct.Struct("!BxHI")  # kind, rank it is about, milliseconds
 _BEAT, _LEAVE, _SILENT, _CLOSED = range(4)
@@ -62,7 +62,7 @@ class Heartbeat:
 
     Args:
         mesh: connections to them; taken over.
-        timeout: seconds of silence that mean a loss.
+        timeout: seconds of silence that mean a loss, once all are ready.
         on_loss: told once, in the heartbeat's thread, when a rank is lost.
     """
 
@@ -73,15 +73,15 @@ class Heartbeat:
         self.lost: RankLostError | None = None
         self._hosts = mesh.hosts
         self._rank = mesh.rank
-        self._timeout = timeout
+        self._timeout = max(timeout, LOADING_SECONDS)
+        self._timeout_when_ready = timeout
         self._lock = threading.Lock()
         self._known = threading.Event()  # a loss
         self._leaving = threading.Event()
         self._all_left = threading.Event()
         now = time.monotonic()
         self._peers = [
-            _Peer(rank, connection, now + FIRST_SECONDS - timeout)
-            for rank, connection in sorted(mesh.sockets.items())
+            _Peer(rank, connection, now) for rank, connection in sorted(mesh.sockets.items())
         ]
         self._selector = selectors.DefaultSelector()
         for peer in self._peers:
@@ -90,6 +90,10 @@ class Heartbeat:
             self._selector.register(peer.socket, selectors.EVENT_READ, peer)
         self._thread = threading.Thread(target=self._run, name="lamella-heartbeat", daemon=True)
         self._thread.start()
+
+    def all_ready(self) -> None:
+        """From now on silence means what it should: no rank loads or imports any more."""
+        self._timeout = self._timeout_when_ready
 
     def check(self) -> None:
         """Raise the `RankLostError` if a rank is lost."""

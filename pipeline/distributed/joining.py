@@ -70,8 +70,18 @@ class Member:
     offsets: list[int]
 
 
-def join(world: World, request: LoadRequest, on_loss: Callable[[RankLostError], None]) -> Member:
-    """Join the other ranks, who all call this; `on_loss` is told when one of them is lost.
+def join(
+    world: World,
+    request: LoadRequest,
+    on_loss: Callable[[RankLostError], None],
+    failed: Exception | None = None,
+) -> Member:
+    """Join the other ranks, who all call this.
+
+    Args:
+        world, request: of this rank.
+        on_loss: told when a rank is lost.
+        failed: what this rank failed in already, so that all hear of it.
 
     Raises what is wrong on any rank, on all of them.
     """
@@ -89,7 +99,7 @@ def join(world: World, request: LoadRequest, on_loss: Callable[[RankLostError], 
         mesh = connect(world, meeting, address)
         heart = Heartbeat(mesh, timeout, on_loss)
         store = torch.distributed.PrefixStore(f"lamella/{mesh.epoch}", everyone)
-        return _Joining(world, request, mesh, heart, store).run(address)
+        return _Joining(world, request, mesh, heart, store, failed).run(address)
     except BaseException as error:
         if heart is not None:
             heart.leave()
@@ -102,13 +112,20 @@ class _Joining:
     """The steps; each is done by all ranks, and whatever fails on one of them ends all."""
 
     def __init__(
-        self, world: World, request: LoadRequest, mesh: Mesh, heart: Heartbeat, store: Store
+        self,
+        world: World,
+        request: LoadRequest,
+        mesh: Mesh,
+        heart: Heartbeat,
+        store: Store,
+        failed: Exception | None,
     ) -> None:
         self.world = world
         self.request = request
         self.mesh = mesh
         self.heart = heart
         self.store = store
+        self.failed = failed
         self.board = Board(store, heart)
 
     def run(self, address: str) -> Member:
@@ -130,6 +147,7 @@ class _Joining:
                 _nothing,
             )
             offsets = patiently(self.heart, partial(measure_offsets, self.world, channels))
+            self.heart.all_ready()
         except BaseException:
             crew.close()
             raise
@@ -184,6 +202,8 @@ class _Joining:
             return {"error": str(error)}
 
     def _open(self) -> Checkpoint:
+        if self.failed is not None:
+            raise self.failed
         return Checkpoint.open(self.request.folder)
 
     def _place(self, checkpoint: Checkpoint) -> dict[str, Any] | None:

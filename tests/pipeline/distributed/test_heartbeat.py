@@ -33,6 +33,7 @@ class Watch:
         self.told: list[RankLostError] = []
         self.sockets = mesh.sockets
         self.heart = Heartbeat(mesh, timeout, self.told.append)
+        self.heart.all_ready()
 
     def wait(self) -> str:
         deadline = time.monotonic() + SOON
@@ -95,6 +96,17 @@ def test_a_silent_rank_is_lost() -> None:
         assert "rank 1 (host host1) stopped answering: no sign of life for " in watch.wait()
         assert time.monotonic() - start > 0.5
         assert watch.told[0].rank == 1
+
+
+def test_silence_is_no_loss_while_ranks_load() -> None:
+    with meshes(2) as two:
+        told: list[RankLostError] = []
+        heart = Heartbeat(two[0], 0.3, told.append)
+        time.sleep(0.8)
+        assert not told
+        heart.all_ready()
+        time.sleep(0.5)
+        assert [lost.rank for lost in told] == [1]
 
 
 def test_a_failed_connection_is_a_loss_even_if_signs_of_life_go_on() -> None:
