@@ -82,6 +82,55 @@ def overlap_figures() -> str:
     return f"{table(head, rows)}\n\n{provenance(report)}"
 
 
+def modes_figures() -> str:
+    """Every mode, and how near continuous comes to the bound of its stages' times."""
+    report = load("modes")
+    names = list(report["rows"][0]["cycle_ms"])
+    continuous = [name for name in names if name.startswith("continuous")]
+    rows = []
+    for row in report["rows"]:
+        cycles = row["cycle_ms"]
+        best = min(continuous, key=cycles.__getitem__)
+        shares = row["bounds"][best]
+        rows.append(
+            [
+                str(row["batch"]),
+                *(f"{cycles[name]:.0f}" for name in names if name != "auto"),
+                f"**{cycles['batch'] / cycles[best]:.2f}x**",
+                f"{shares['share_of_bound_alone']:.2f}",
+                f"{shares['share_of_bound_inside']:.2f}",
+                f"{row['auto_behind_best']:+.1%}",
+            ]
+        )
+    head = ["batch", *(f"{name}, ms" for name in names if name != "auto"), "continuous/batch"]
+    head += ["of C(G)", "of C(G), shared bus", "auto behind best"]
+    return f"{table(head, rows)}\n\n{provenance(report)}"
+
+
+def scheduling_figures() -> str:
+    """What the scheduler alone reaches of C(G)."""
+    report = load("scheduling")
+    rows = [
+        [
+            str(cell["stages"]),
+            cell["times"],
+            f"{cell['hop_ms']:.1f}",
+            str(cell["groups"]),
+            f"{cell['bound_ms']:.0f}",
+            f"{cell['cycle_ms']:.1f}",
+            f"**{cell['share_of_bound']:.3f}**",
+        ]
+        for cell in report["cells"]
+    ]
+    head = ["stages", "their times", "hop, ms", "groups", "C(G), ms", "cycle, ms", "share"]
+    found = report["against_overlapped"]
+    text = (
+        f"Two stages at X/w = 1.4, {found['rows']} rows: continuous makes **{found['gain']:.2f}x** "
+        "of overlapped's throughput."
+    )
+    return f"{table(head, rows)}\n\n{text}\n\n{provenance(report)}"
+
+
 def load_figures() -> str:
     """Peak memory of loading a stage."""
     report = load("load_memory")
@@ -113,6 +162,8 @@ FIGURES = {
     "perplexity": perplexity_figures,
     "decode": decode_figures,
     "overlap": overlap_figures,
+    "modes": modes_figures,
+    "scheduling": scheduling_figures,
     "load": load_figures,
 }
 
