@@ -62,7 +62,7 @@ class LlamaPipeline:
             once.
         bridge: "auto", "host", "cuda_device_staged" or "cuda_peer".
         bridge_dtype: of hidden states on their way: "fp32", or "bf16" with half the bytes.
-        groups: of sequences in flight in mode "continuous"; by default as many as stages.
+        groups: of sequences in flight, for mode "continuous" alone; by default as many as stages.
         tokenizer: for `generate` from text.
         crew: the workers that the stages were loaded in; the pipeline closes them.
     """
@@ -84,7 +84,7 @@ class LlamaPipeline:
             placement = placement_of(stages)
         check_stages(stages, placement)
         check_bridge(bridge, [stage.device for stage in stages], bridge_dtype)
-        _check_groups(groups)
+        _check_groups(groups, placement.mode)
         count, config = len(stages), stages[0].config
         if crew is None:
             crew = Crew.of(placement.mode, count, threads)
@@ -130,6 +130,7 @@ class LlamaPipeline:
         self._live = LiveMetrics(recorder)
         self._stages = stages
         self._placement = placement
+        self._groups = groups
         self._tokenizer = tokenizer
         self._numbers = itertools.count()
 
@@ -138,7 +139,6 @@ class LlamaPipeline:
         """The pipeline of the driver, whose other stages are in other processes."""
         from pipeline.distributed.driving import drive
 
-        _check_groups(request.groups)
         driving = drive(world, request)
         pipeline = cls.__new__(cls)
         pipeline._assemble(
@@ -203,6 +203,8 @@ class LlamaPipeline:
         """
         from pipeline.distributed.driving import world_for
 
+        mode = LlamaPipelineMode.AUTO if mode is None else LlamaPipelineMode.parse(mode)
+        _check_groups(groups, mode)
         if (world := world_for(bridge)) is not None:
             from pipeline.distributed.request import LoadRequest
 
@@ -233,7 +235,7 @@ class LlamaPipeline:
             stages=stages,
             splits=splits,
             devices=devices,
-            mode=LlamaPipelineMode.AUTO if mode is None else mode,
+            mode=mode,
             impl=impl,
             threads=threads,
             bridge=bridge,
@@ -478,6 +480,11 @@ class LlamaPipeline:
         return self._placement
 
     @property
+    def groups(self) -> int | None:
+        """Groups of sequences asked for in mode "continuous"; None for as many as stages."""
+        return self._groups
+
+    @property
     def bridge(self) -> StageBridge:
         """What hands hidden states over; where boundaries differ, the slowest of them."""
         return self._engine.bridge
@@ -523,6 +530,12 @@ class LlamaPipeline:
         return f"{RESERVED}{purpose}-{next(self._numbers)}"
 
 
-def _check_groups(groups: int | None) -> None:
-    if groups is not None and as_int(groups, "groups") < 1:
+def _check_groups(groups: int | None, mode: LlamaPipelineMode) -> None:
+    if groups is None:
+        return
+    if as_int(groups, "groups") < 1:
         raise InvalidInputError(f"groups is {groups}; expected 1 or more")
+    if mode is not LlamaPipelineMode.CONTINUOUS:
+        raise InvalidInputError(
+            f"groups is {groups}, but mode is {mode.value!r}; expected mode 'continuous'"
+        )

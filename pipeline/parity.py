@@ -71,7 +71,7 @@ def parity(
     apart = ("stages", "splits", "devices", "mode", "threads", "progress")
     shared = {name: value for name, value in options.items() if name not in apart}
     with LlamaPipeline.from_pretrained(path, **options) as split:
-        threads = split.threads[0]
+        threads = compared_threads(split)
         with LlamaPipeline.from_pretrained(path, stages=1, threads=threads, **shared) as whole:
             return compare(split, whole, prompts, steps=steps)
 
@@ -136,6 +136,17 @@ def _all_float32(pipeline: LlamaPipeline) -> bool:
     return stage.layout.dtype == "fp32" and stage.dtype == torch.float32
 
 
+def compared_threads(split: LlamaPipeline) -> int:
+    """Intra-op threads that the whole model needs to be compared with `split`."""
+    if not flows(split):
+        return split.threads[0]
+    split.engine.arrange(Arrangement.TOGETHER)
+    threads = split.threads[0]
+    if split.placement.mode is LlamaPipelineMode.AUTO:
+        split.engine.arrange(Arrangement.TURNS)
+    return threads
+
+
 def flows(pipeline: LlamaPipeline) -> bool:
     """Whether groups of a pipeline's sequences are in flight across steps, or may be."""
     in_flight = (LlamaPipelineMode.CONTINUOUS, LlamaPipelineMode.AUTO)
@@ -146,7 +157,7 @@ def microbatch_size(pipeline: LlamaPipeline, rows: int) -> int:
     """Rows that go through a pipeline's stages at once, of a decode step of `rows`."""
     stages = len(pipeline.stages)
     if flows(pipeline):
-        return -(-rows // stages)
+        return -(-rows // min(rows, pipeline.groups or stages))
     return plan_decode(pipeline.placement.mode, stages, rows).microbatch_size
 
 
@@ -207,6 +218,8 @@ class _Run:
                 aloft.append(engine.launch([Decode(part, Answer.LOGITS)]))
         while aloft:
             land()
+        if self._pipeline.placement.mode is LlamaPipelineMode.AUTO:
+            engine.arrange(Arrangement.TURNS)  # as it was
         groups = len(landed) // len(steps) if steps else 1
         return [torch.cat(landed[i : i + groups]) for i in range(0, len(landed), groups)]
 

@@ -13,10 +13,10 @@ from pipeline.cli.grouping import command
 from pipeline.cli.options import (
     ComputeOptions,
     ModelOptions,
-    ModeOptions,
     OutputOptions,
     PrecisionOptions,
     ProgressOptions,
+    RunModeOptions,
     SplitOptions,
 )
 from pipeline.cli.sizes import seconds_text
@@ -67,7 +67,7 @@ def evaluate(
     from pipeline.perplexity import perplexity
 
     to = Output(output, progress)
-    request = Request(model, split, ModeOptions(), compute, precision)
+    request = Request(model, split, RunModeOptions(), compute, precision)
     if ran_a_stage(request):
         return
     text = read_text(text_file or HELD_OUT)

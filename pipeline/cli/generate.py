@@ -13,10 +13,10 @@ from pipeline.cli.grouping import command
 from pipeline.cli.options import (
     ComputeOptions,
     ModelOptions,
-    ModeOptions,
     OutputOptions,
     PrecisionOptions,
     ProgressOptions,
+    RunModeOptions,
     SplitOptions,
 )
 from pipeline.cli.tracing import SeeingOptions, seeing
@@ -59,7 +59,7 @@ def generate(
     sampling: SamplingOptions,
     model: ModelOptions,
     split: SplitOptions,
-    mode: ModeOptions,
+    mode: RunModeOptions,
     compute: ComputeOptions,
     precision: PrecisionOptions,
     see: SeeingOptions,

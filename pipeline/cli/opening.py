@@ -51,7 +51,7 @@ def open_pipeline(request: Request, to: Output) -> Iterator[LlamaPipeline]:
         placement = place(source, request.split, request.mode.mode, load)
         devices = resolve_devices(placement.stage_device_ordinals, load.impl)
         with blaming("--bridge", request.compute.bridge):
-            check_bridge(request.compute.bridge, devices)
+            check_bridge(request.compute.bridge, devices, request.compute.bridge_dtype)
         start = partial(_load, folder, source, placement, request, to)
     with overriding(request.compute), raising_interrupts(), start() as pipeline:
         to.remark(describe(pipeline))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kernels.own import is_own
+from pipeline.cli.errors import usage_error
 from pipeline.cli.values import choice, count, flag, text
 
 MODEL, SPLIT, COMPUTE, CACHE, OUTPUT = (
@@ -124,6 +125,12 @@ class ModeOptions:
             rich_help_panel=SPLIT,
         ),
     ] = "auto"
+
+
+@dataclass(frozen=True)
+class RunModeOptions(ModeOptions):
+    """The same for commands that run them."""
+
     groups: Annotated[
         int | None,
         count(
@@ -132,6 +139,11 @@ class ModeOptions:
             rich_help_panel=SPLIT,
         ),
     ] = None
+
+    def check(self) -> None:
+        """Raise `typer.BadParameter` for an option that the mode does not have."""
+        if self.groups is not None and self.mode != "continuous":
+            raise usage_error("--groups", self.groups, f"needs --mode continuous, not {self.mode}")
 
 
 @dataclass(frozen=True)
@@ -220,12 +232,25 @@ class ComputeOptions:
         choice(
             "--bridge",
             among=("auto", "host", "cuda_peer", "cuda_device_staged", "distributed"),
-            help="How hidden states go from stage to stage: host, distributed between processes of "
-            "torchrun, or auto for the best there is. [dim]Default: auto.[/]",
+            help="How hidden states go from stage to stage: host; between GPUs cuda_peer, or "
+            "cuda_device_staged where they have no access to each other; distributed between "
+            "processes of torchrun; or auto for the best there is. [dim]Default: auto.[/]",
             show_default=False,
             rich_help_panel=COMPUTE,
         ),
     ] = "auto"
+    bridge_dtype: Annotated[
+        str,
+        choice(
+            "--bridge-dtype",
+            among=("fp32", "bf16"),
+            metavar="DTYPE",
+            help="Hidden states on their way: fp32, or bf16 with half the bytes, which changes "
+            "results a little. [dim]Default: fp32.[/]",
+            show_default=False,
+            rich_help_panel=COMPUTE,
+        ),
+    ] = "fp32"
     threads: Annotated[
         int | None,
         count(

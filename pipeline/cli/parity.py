@@ -13,10 +13,10 @@ from pipeline.cli.grouping import command
 from pipeline.cli.options import (
     ComputeOptions,
     ModelOptions,
-    ModeOptions,
     OutputOptions,
     PrecisionOptions,
     ProgressOptions,
+    RunModeOptions,
     SplitOptions,
 )
 from pipeline.cli.values import count
@@ -59,7 +59,7 @@ def parity(
     *,
     model: ModelOptions,
     split: SplitOptions,
-    mode: ModeOptions,
+    mode: RunModeOptions,
     compute: ComputeOptions,
     precision: PrecisionOptions,
     output: OutputOptions,
@@ -91,7 +91,7 @@ def parity(
         alone = replace(
             request,
             split=SplitOptions(devices=first_device(split)),
-            mode=ModeOptions("batch"),
+            mode=RunModeOptions("batch"),
             compute=replace(compute, threads=parts.threads[0], bridge=ALONE),
         )
         with open_pipeline(alone, to) as whole:

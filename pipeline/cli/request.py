@@ -8,8 +8,8 @@ from typing import Any
 from pipeline.cli.options import (
     ComputeOptions,
     ModelOptions,
-    ModeOptions,
     PrecisionOptions,
+    RunModeOptions,
     SplitOptions,
 )
 from pipeline.cli.overriding import resolved_impl
@@ -24,9 +24,12 @@ class Request:
 
     model: ModelOptions
     split: SplitOptions
-    mode: ModeOptions
+    mode: RunModeOptions
     compute: ComputeOptions
     precision: PrecisionOptions
+
+    def __post_init__(self) -> None:
+        self.mode.check()
 
 
 def load_options(request: Request) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def load_options(request: Request) -> dict[str, Any]:
         "groups": request.mode.groups,
         "impl": resolved_impl(compute),
         "bridge": compute.bridge,
+        "bridge_dtype": compute.bridge_dtype,
         "threads": compute.threads,
         "dtype": precision.dtype,
         "kv_dtype": precision.kv_dtype,

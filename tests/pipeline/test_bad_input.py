@@ -12,7 +12,8 @@ import torch
 from kernels.errors import CapacityError, InvalidInputError, LamellaError
 from pipeline.errors import StageError
 from pipeline.llama_pipeline import LlamaPipeline
-from tests.pipeline.building import footprint, parity_pipeline
+from pipeline.placement import Placement
+from tests.pipeline.building import footprint, parity_pipeline, parity_stages
 
 Call = Callable[[LlamaPipeline], Any]
 
@@ -302,3 +303,13 @@ def test_a_closed_pipeline_says_so(name: str, pipeline: LlamaPipeline) -> None:
     pipeline.close()
     with pytest.raises(LamellaError, match="the pipeline is closed"):
         CLOSED[name](pipeline)
+
+
+@pytest.mark.parametrize("mode", ["batch", "overlapped", "auto"])
+def test_groups_are_for_continuous_mode_alone(mode: str) -> None:
+    what = f"groups is 3, but mode is '{mode}'; expected mode 'continuous'"
+    placement = Placement.even(3, 2, mode=mode)
+    with pytest.raises(InvalidInputError, match=what):
+        LlamaPipeline(parity_stages([2, 1]), placement, groups=3)
+    with pytest.raises(InvalidInputError, match=what):
+        LlamaPipeline.from_pretrained("/no/such/folder", stages=2, mode=mode, groups=3)

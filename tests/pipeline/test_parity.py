@@ -10,8 +10,9 @@ import torch
 
 from kernels.errors import InvalidInputError
 from pipeline.llama_pipeline import LlamaPipeline
-from pipeline.parity import ParityReport, compare, parity
-from tests.pipeline.building import footprint, parity_pipeline
+from pipeline.parity import ParityReport, compare, microbatch_size, parity
+from pipeline.placement import Placement
+from tests.pipeline.building import footprint, parity_pipeline, parity_stages
 
 
 @pytest.fixture(params=["batch", "overlapped"])
@@ -43,6 +44,23 @@ def test_a_split_model_equals_the_whole(pair: tuple[LlamaPipeline, LlamaPipeline
     json.dumps(report.json())
     overlapped = split.cache_metrics_snapshot()["pipeline_decode"]["overlapped_calls"]
     assert overlapped == (3 if split.placement.mode == "overlapped" else 0)
+
+
+@pytest.mark.parametrize(("groups", "size"), [(None, 8), (2, 12), (5, 5), (100, 1)])
+def test_groups_are_those_of_the_pipeline(groups: int | None, size: int) -> None:
+    stages = parity_stages([1, 1, 1])
+    placement = Placement.even(3, 3, mode="continuous")
+    with (
+        LlamaPipeline(stages, placement, threads=1, groups=groups) as split,
+        parity_pipeline([3]) as whole,
+    ):
+        assert microbatch_size(split, 24) == size
+        seen = len(split.timeline().spans)
+        report = compare(split, whole, steps=1)
+        spans = split.timeline().spans[seen:]
+    assert report.ok
+    rows = {span.rows for span in spans if span.name == "decode" and span.rows}
+    assert rows == {size, 24 % size} - {0}
 
 
 @pytest.mark.parametrize("offset", [1e-7, 1e-3, float("nan")])

@@ -247,6 +247,8 @@ class PipelineMachine(RuleBasedStateMachine):
         self.land_all()
         stages, former = self.split.stages, self.split
         placement = replace(former.placement, mode=mode)
+        if mode is not LlamaPipelineMode.CONTINUOUS:
+            groups = None
         self.split = LlamaPipeline(stages, placement, threads=1, groups=groups)
         former.close()
 

@@ -20,6 +20,7 @@ EXPECTED = [
     ("--dtype fp32", "dtype", "fp32"),
     ("--impl reference", "impl", "reference"),
     ("--bridge host", "bridge", "host"),
+    ("--bridge-dtype bf16", "bridge_dtype", "bf16"),
     ("--threads 3", "threads", 3),
     ("--block-size 8", "block_size", 8),
     ("--kv-tokens 99", "kv_tokens", 99),
@@ -27,8 +28,11 @@ EXPECTED = [
     ("--cuda-graphs", "cuda_graphs", True),
     ("--no-cuda-graphs", "cuda_graphs", False),
 ]
-MODE = ("--stages 2 --mode batch", "mode", LlamaPipelineMode.BATCH)
-COMMANDS = {"generate": [*EXPECTED, MODE], "parity": [*EXPECTED, MODE], "eval": EXPECTED}
+RUN = [
+    ("--stages 2 --mode batch", "mode", LlamaPipelineMode.BATCH),
+    ("--mode continuous --groups 3", "groups", 3),
+]
+COMMANDS = {"generate": [*EXPECTED, *RUN], "parity": [*EXPECTED, *RUN], "eval": EXPECTED}
 CASES = [(command, *case) for command, cases in COMMANDS.items() for case in cases]
 
 
