@@ -69,8 +69,8 @@ class PipelineEngine:
         self.bridge = bridge
         self._profile = profile
         self._numbers = 0
-        self._lock = threading.Lock()
-        self._owner: int | None = None  # the thread whose call is under way
+        # Taking and owning it are one step: a signal handler never waits for its own thread.
+        self._lock = threading.RLock()
         self._abandoned: deque[str] = deque()
         self._unfinished: Callable[[], None] | None = None  # what an interrupted call still owes
         self._aloft: dict[int, Call] = {}  # calls that append, under way, by identity
@@ -81,10 +81,21 @@ class PipelineEngine:
     # Calls over all stages
 
     def prefill(
-        self, seq_id: str, tokens: list[int], answer: Asked, *, all_rows: bool = False
+        self,
+        seq_id: str,
+        tokens: list[int],
+        answer: Asked,
+        *,
+        all_rows: bool = False,
+        keep: bool = True,
     ) -> torch.Tensor:
-        """Append tokens to a sequence; the answer for the last (or every) one, [1 or T, ...]."""
+        """Append tokens to a sequence; the answer for the last (or every) one, [1 or T, ...].
+
+        A sequence that is not kept is released by the next call, or `tidy`.
+        """
         with self._ready():
+            if not keep:
+                self.abandon([seq_id])  # first, as an interrupt may come at any time
             if not tokens:
                 raise InvalidInputError(f"prefill of sequence {seq_id!r} called with no tokens")
             pos = self.ledger.lengths([seq_id])[seq_id]
@@ -210,9 +221,13 @@ class PipelineEngine:
         """
         if self._aloft:
             self._everywhere(Release(()))
-            for call in self._aloft.values():
+            self._forget(list(self._aloft))
+
+    def _forget(self, calls: Sequence[int]) -> None:
+        """Drop calls that are through and that nobody will land, or that somebody still may."""
+        for key in calls:
+            if (call := self._aloft.pop(key, None)) is not None:
                 self._note_kept(call)
-            self._aloft.clear()
 
     def _note_kept(self, call: Call) -> None:
         """Have sequences that a stage failed to let go released by the next call."""
@@ -286,7 +301,11 @@ class PipelineEngine:
         """Forget every sequence; also what mends a pipeline that could not restore its caches."""
         with self._ready(mending=True):
             self.resets += 1
-            self._on_all(Reset(), (), self.ledger.reset)
+            try:
+                self._on_all(Reset(), (), self.ledger.reset)
+            except StageError as error:
+                self._broken = str(error)
+                raise
             self._abandoned.clear()
             self._broken = None
 
@@ -356,19 +375,17 @@ class PipelineEngine:
     def _alone(self) -> Iterator[None]:
         """Hold the pipeline; at the end, do what a `close` from within left to do."""
         with self._lock:
-            self._owner = threading.get_ident()
             try:
                 yield
             finally:
                 if self._close_owed:
                     self._close_owed = False
                     self._close_line()
-                self._owner = None
 
     @property
     def _mine(self) -> bool:
         """Whether this thread holds the pipeline, as a signal handler within a call finds it."""
-        return self._owner == threading.get_ident() and self._lock.locked()
+        return self._lock._is_owned()  # type: ignore[attr-defined]  # as `threading.Condition` asks
 
     def _settle(self) -> None:
         """Undo or finish what a call left; if that is interrupted too, the next call does it."""
@@ -388,10 +405,15 @@ class PipelineEngine:
     def _release_abandoned(self) -> None:
         if not self._abandoned or self._broken is not None:
             return
-        ids = list(self._abandoned)
-        self._release(ids)
+        ids, aloft = list(self._abandoned), list(self._aloft)
+        try:
+            self._release(ids)
+        except StageError as error:  # it is not this call's, and is tried again with the next
+            warnings.warn(f"sequences that are done with are kept: {error}", stacklevel=5)
+            return
         for _ in ids:  # only now, as an interrupt may have come before
             self._abandoned.popleft()
+        self._forget(aloft)  # they were sent before the release, so they are through
 
     @property
     def closed(self) -> bool:

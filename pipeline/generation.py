@@ -159,6 +159,7 @@ class GenerationStream(Iterator[GenerationEvent]):
     def _give_up(self) -> None:
         if self._scheduler is not None:
             self._engine.abandon(self._scheduler.stop())
+            self._scheduler.held.clear()  # only now: twice is harmless, never is not
 
     def __del__(self) -> None:
         # May run in any thread, in the middle of anything: the next call releases.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -27,6 +28,8 @@ class Call:
         self.jobs: list[Job] = []
         self.traces = [StageTrace() for _ in range(stage_count)]
         self.stopped = False
+        self.sent_ns = time.perf_counter_ns()
+        self.ended_ns = 0  # when all stages were through, once `wait` came back
 
     def job(self, number: int, task: Work | Chore) -> Job:
         """The call's next job, numbered over the pipeline's life."""
@@ -42,8 +45,10 @@ class Call:
         """Block until all stages are through with all jobs, whatever came of them."""
         for job in self.jobs:
             job.wait()
-        for job in self.jobs:
-            job.settle()
+        # A device was through just now; workers told when they were, whenever that is looked at.
+        asked = [job.settle() for job in self.jobs]
+        last = max((job.ended_ns for job in self.jobs), default=self.sent_ns)
+        self.ended_ns = time.perf_counter_ns() if any(asked) else last
 
     @property
     def done(self) -> bool:
@@ -97,6 +102,7 @@ class Job:
         self.hidden: PipelineHidden | None = None  # after the last stage
         self.failure: StageError | None = None  # of the first stage that failed
         self.later: list[Callable[[], None]] = []  # takes down times that devices have to come to
+        self.ended_ns = 0
         self._left = len(call.traces)
         self._lock = threading.Lock()
         self._ended: SimpleQueue[None] = SimpleQueue()
@@ -115,6 +121,7 @@ class Job:
             self._left -= 1
             done = self._left == 0
         if done:
+            self.ended_ns = time.perf_counter_ns()
             self._ended.put(None)
 
     @property
@@ -131,7 +138,9 @@ class Job:
             self._ended.get()
             self._ended.put(None)  # for whoever else waits
 
-    def settle(self) -> None:
-        """Wait until devices, too, are through with the job, and take down what they took."""
+    def settle(self) -> bool:
+        """Wait until devices, too, are through, and take down what they took; whether any were."""
+        asked = bool(self.later)
         while self.later:
             self.later.pop(0)()
+        return asked

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from kernels.errors import CapacityError, InvalidInputError
 from model.sampling import SamplingParams
 from model.stopping import StopWatch
+from pipeline.candidates import BATCH, Candidate
 from pipeline.choosing import next_tokens
 from pipeline.engine import PipelineEngine
 from pipeline.errors import StageError
@@ -54,6 +55,7 @@ class _Flight:
     members: Sequence[Running] = ()
     group: Group | None = None
     plan: Plan | None = None
+    way: Candidate = BATCH  # as of when a step was sent
     tokens: int = 0  # that a prefill appends
     ends: Sequence[Running] = ()  # whose prompts are complete with it
 
@@ -100,7 +102,8 @@ class Scheduler:
         self._groups = Groups()
         self._flights: deque[_Flight] = deque()  # in the order in which they land
         self._full = False  # no room when last asked, and nobody left since
-        self._landed_ns = 0  # when the last flight landed, or the first was sent
+        self._landed_ns = 0  # when the last work was through
+        self._worked_ns = 0  # time with something under way, the caller's pauses left out
         self._prefilled_last = False
         self._trouble: Exception | None = None
         self._fed = False  # since the last landing
@@ -130,12 +133,14 @@ class Scheduler:
         return events
 
     def stop(self) -> list[str]:
-        """Let nothing that is under way begin any more; the ids that are to be released."""
+        """Let nothing that is under way begin any more; the ids that are to be released.
+
+        They stay in `held`, as an interrupt may come before they are passed on.
+        """
         for flight in self._flights:
             flight.call.stop()
         self._flights.clear()
-        held, self.held = self.held, []
-        return held
+        return list(self.held)
 
     # What to send
 
@@ -152,8 +157,6 @@ class Scheduler:
     def _feed(self) -> None:
         """Send all that should be under way now."""
         self._admit()
-        if not self._flights:
-            self._landed_ns = time.perf_counter_ns()
         way = self._steering.way(self._groups.members)
         self._groups.resize(way.groups if way.mode is CONTINUOUS else 1)
         while self._prefill_is_next(way.mode) and self._launch_prefill():
@@ -176,22 +179,28 @@ class Scheduler:
             self._engine.recorder.count(name, now, value)
 
     def _prefill_is_next(self, mode: LlamaPipelineMode) -> bool:
-        """Whether to prefill before decoding on.
-
-        While more sequences enter than run, decode steps would read all weights for few rows;
-        later chunks and decode steps take turns, so that running sequences are not kept waiting.
-        """
+        """Whether to prefill before decoding on; else prefills and decode steps take turns."""
         if not self._entering:
             return False
-        if len(self._entering) > len(self._groups):
+        if self._filling():
             return self._groups.aloft == 0 and self._prefills_aloft() < self._engine.stage_count + 1
         if mode is CONTINUOUS or self._prefilled_last:
             return False
         return not any(flight.members for flight in self._flights)
 
+    def _filling(self) -> bool:
+        """Whether running sequences wait until more of them run.
+
+        While more enter than run, decode steps would read all weights for few rows. For a prompt of
+        several chunks nobody waits.
+        """
+        if len(self._entering) <= len(self._groups):
+            return False
+        return not len(self._groups) or (len(self._entering[0].given) <= self._limits.prefill_chunk)
+
     def _decode_may_go(self, mode: LlamaPipelineMode) -> bool:
         if mode is CONTINUOUS:
-            return len(self._entering) <= len(self._groups)
+            return not self._filling()
         return not any(flight.tokens or flight.group for flight in self._flights)
 
     def _prefills_aloft(self) -> int:
@@ -253,7 +262,7 @@ class Scheduler:
         call = self._engine.launch(works)
         group.aloft = True
         self._prefilled_last = False
-        self._flights.append(_Flight(call, members, group=group, plan=plan))
+        self._flights.append(_Flight(call, members, group, plan, self._steering.current))
 
     # What came back
 
@@ -264,13 +273,15 @@ class Scheduler:
             self._engine.land(flight.call)
             tokens = flight.call.tokens()
         except StageError as error:
-            if not self._report or not flight.members:
+            if not self._report:
                 raise
             return self._end_with_error(flight.members, error)
         if not flight.members:
             return []
-        now = time.perf_counter_ns()
-        elapsed_ns, self._landed_ns = now - self._landed_ns, now
+        ended_ns = flight.call.ended_ns
+        elapsed_ns = max(1, ended_ns - max(self._landed_ns, flight.call.sent_ns))
+        self._landed_ns = ended_ns
+        self._worked_ns += elapsed_ns
         if flight.plan is not None:
             return self._decoded(flight, flight.plan, tokens, elapsed_ns)
         self._steering.disturbed()
@@ -285,7 +296,9 @@ class Scheduler:
         self, flight: _Flight, plan: Plan, tokens: list[int], elapsed_ns: int
     ) -> list[GenerationEvent]:
         rows = len(flight.members)
-        step = self._steering.step(flight.call, plan, self._groups.members)
+        step = self._steering.step(
+            flight.call, plan, flight.way, self._groups.members, self._worked_ns
+        )
         self.decode_rate.add(rows, elapsed_ns / 1e9)
         events = self._take(tokens, flight.members)  # the group's next step waits for this
         self._engine.record(flight.call, rows, plan, elapsed_ns, profiled=rows > 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,10 +95,15 @@ class Steering:
         """Something else than decode steps ran, or they ran in another way."""
         self._landings.clear()
 
-    def step(self, call: Call, plan: Plan, running: Sequence[Running]) -> Step:
-        """A decode step that comes back now; `running` are the sequences of all groups."""
-        now = time.perf_counter_ns()
-        return Step(call, plan, self.current, len(running), mean_cached(running), now)
+    def step(
+        self, call: Call, plan: Plan, way: Candidate, running: Sequence[Running], at_ns: int
+    ) -> Step:
+        """A decode step that came back, and how it was sent off.
+
+        `running` are the sequences of all groups; `at_ns` is on a clock that stands still while
+        nothing is under way.
+        """
+        return Step(call, plan, way, len(running), mean_cached(running), at_ns)
 
     def landed(self, step: Step) -> None:
         """Take note of what a decode step took."""
@@ -107,6 +111,8 @@ class Steering:
             return
         groups = step.way.groups if step.way.mode is LlamaPipelineMode.CONTINUOUS else 1
         self._landings.append(step.landed_ns)
+        if self._landings[0] > step.landed_ns:  # another run's: its clock is its own
+            self._landings.clear()
         if len(self._landings) > groups:
             cycle_s = (self._landings[-1] - self._landings[-1 - groups]) / 1e9
             self.measured_cycle_s = cycle_s
