@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-Mark = int | torch.cuda.Event
+ANCHOR_NS = 5_000_000_000
+"""How long an anchor is used. Events tell milliseconds in float32, and the two clocks drift."""
+
+
+class Anchor(NamedTuple):
+    """An event whose time on the host is known."""
+
+    event: torch.cuda.Event
+    ns: int
+
+
+class EventMark(NamedTuple):
+    """An event, and the anchor before it from which its time is told."""
+
+    event: torch.cuda.Event
+    anchor: Anchor
+
+
+Mark = int | EventMark
 
 
 class Clock(Protocol):
@@ -41,29 +59,46 @@ class HostClock:
 class CudaClock:
     """Events on the current stream of a GPU, against one whose time on the host is known.
 
+    That one is taken anew every few seconds, on a stream of its own, so no work is waited for.
+
     Args:
-        device: of the stage; what it has queued is waited for, once.
+        device: of the stage.
     """
 
     deferred = True
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._anchor = self.mark()
-        self._anchor.synchronize()
-        self._anchor_ns = time.perf_counter_ns()
+        self._stream = torch.cuda.Stream(device)
+        self._anchor = self._new_anchor()
+        self._latest_ns = 0
 
-    def mark(self) -> torch.cuda.Event:
+    def _new_anchor(self) -> Anchor:
+        event = torch.cuda.Event(enable_timing=True)
+        before = time.perf_counter_ns()
+        event.record(self._stream)
+        event.synchronize()
+        return Anchor(event, (before + time.perf_counter_ns()) // 2)
+
+    def mark(self) -> EventMark:
         """An event, recorded behind what is queued by now."""
+        if time.perf_counter_ns() - self._anchor.ns > ANCHOR_NS:
+            self._anchor = self._new_anchor()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
-        return event
+        return EventMark(event, self._anchor)
 
     def ns(self, mark: Mark) -> int:
-        """Nanoseconds, to half a microsecond at best, as CUDA's events are."""
+        """Nanoseconds, to a microsecond or so; never before a mark that was asked for earlier.
+
+        Events themselves tell half a microsecond; what the clocks drift apart between two anchors
+        comes on top, and would else turn the order of marks with different anchors.
+        """
         assert not isinstance(mark, int)
-        mark.synchronize()
-        return self._anchor_ns + round(self._anchor.elapsed_time(mark) * 1e6)
+        mark.event.synchronize()
+        at = mark.anchor.ns + round(mark.anchor.event.elapsed_time(mark.event) * 1e6)
+        self._latest_ns = max(self._latest_ns, at)
+        return self._latest_ns
 
 
 def clock_of(device: torch.device) -> Clock:

@@ -173,6 +173,7 @@ class _Passage:
             raise
         self.trace.sent_bytes += link.nbytes(after.row_count)
         end = self.loop.span(Track.SEND, start, self.job, self.work.name, self.rows)
-        self.trace.busy.append((start, end))
+        if not self.loop.clock.deferred:  # else this is the host's time, beside the device's
+            self.trace.busy.append((start, end))
         self.owes = False
         link.hand_over(slot, after.row_count)  # last, as it wakes the next stage

@@ -19,7 +19,7 @@ class StageTrace:
     logits_ns: int = 0  # final norm and head
     sent_bytes: int = 0
     bridge: BridgeTiming = field(default_factory=BridgeTiming)
-    busy: list[Span] = field(default_factory=list)  # in order of time, not overlapping
+    busy: list[Span] = field(default_factory=list)  # of its device; in order, not overlapping
 
     @property
     def busy_ns(self) -> int:
