@@ -205,7 +205,7 @@ def test_auto_is_silent_where_there_is_no_choice() -> None:
         ("cuda_peer", [CPU, GPU], "copies between CUDA devices, and stage 0 is on cpu"),
         ("cuda_device_staged", [GPU, GPU, CPU], "between CUDA devices, and stage 2 is on cpu"),
         ("cuda_peer", [GPU, GPU, OTHER_GPU], "cuda:0 of stage 1 has none to cuda:1 of stage 2"),
-        ("distributed", [CPU], "it runs stages in several processes"),
+        ("distributed", [CPU], "needs the processes of torchrun"),
     ],
 )
 def test_an_explicit_bridge_that_cannot_be_had_says_why(
