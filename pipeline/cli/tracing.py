@@ -109,11 +109,14 @@ def seeing(options: SeeingOptions, to: Output) -> Iterator[Seeing]:
     found = Seeing(options.trace, to)
     with ExitStack() as stack:
         if options.metrics_port is not None:
-            from pipeline.exporter import serve_metrics
+            from pipeline.exporter import MetricsHostError, serve_metrics
 
             host = options.metrics_host or LOOPBACK
             with blaming("--metrics-port", options.metrics_port):
-                server = serve_metrics(found.collect, options.metrics_port, host)
+                try:
+                    server = serve_metrics(found.collect, options.metrics_port, host)
+                except MetricsHostError as error:
+                    raise usage_error("--metrics-host", host, str(error)) from error
             stack.enter_context(server)
             to.remark(f"metrics at {server.url}")
         yield found

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -194,11 +196,74 @@ def test_close_waits_for_scrapes_and_leaves_no_thread() -> None:
         scrape(server.url)
 
 
-def test_a_client_that_says_nothing_does_not_hold_it_up(
+class Dribbler(threading.Thread):
+    """A client that sends a byte every 20 ms, until nobody hears it any more."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.connection = socket.create_connection(("127.0.0.1", port))
+        self.connection.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        self.tired = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        with self.connection, suppress(OSError):
+            while not self.tired.wait(0.02):
+                self.connection.sendall(b"a")
+
+
+def test_a_client_that_sends_a_byte_at_a_time_is_cut_at_its_deadline(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert exporter._Handler.timeout == exporter.CLIENT_SECONDS
-    monkeypatch.setattr(exporter._Handler, "timeout", 0.2)
+    monkeypatch.setattr(exporter, "CLIENT_SECONDS", 0.3)
+    with serve_metrics(dict, 0) as server:
+        slow = Dribbler(server.port)
+        scrape(server.url)
+        slow.join(20)
+        heard = slow.is_alive()
+        slow.tired.set()
+    assert not heard
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_client_that_sends_a_byte_at_a_time_does_not_hold_close_up() -> None:
+    before = threads()
+    server = serve_metrics(dict, 0)
+    slow = Dribbler(server.port)
+    scrape(server.url)
+    start = time.monotonic()
+    server.close()
+    took = time.monotonic() - start
+    slow.tired.set()
+    slow.join()
+    assert took < exporter.CLIENT_SECONDS - 1
+    assert threads() == before
+
+
+def test_a_snapshot_that_hangs_does_not_hold_close_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "CLOSE_SECONDS", 0.1)
+    before = threads()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def collect() -> dict[str, Any]:
+        inside.set()
+        assert go_on.wait(30)
+        return {}
+
+    server = serve_metrics(collect, 0)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert inside.wait(30)
+        server.close()
+        left = threads() - before
+        assert [thread.daemon for thread in left] == [True]
+        assert client.recv(1) == b""  # it was cut
+    go_on.set()
+    for thread in left:
+        thread.join(30)
+
+
+def test_a_client_that_says_nothing_does_not_hold_it_up(capfd: pytest.CaptureFixture[str]) -> None:
     before = threads()
     server = serve_metrics(dict, 0)
     with socket.create_connection(("127.0.0.1", server.port)):

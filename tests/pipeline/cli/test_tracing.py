@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,13 +74,29 @@ def test_nothing_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_wrong_usage(tmp_path: Path) -> None:
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+def test_wrong_usage(tmp_path: Path, taken: int) -> None:
     with seeing(SeeingOptions(metrics_port=0), output(quiet=True)):
         pass
     for options, why in (
         (SeeingOptions(trace=tmp_path), f"--trace {tmp_path}: .*expected a file"),
         (SeeingOptions(metrics_host="0.0.0.0"), "--metrics-host 0.0.0.0: needs a --metrics-port"),
-        (SeeingOptions(metrics_port=0, metrics_host="a b"), "--metrics-port 0: .*cannot be served"),
+        (
+            SeeingOptions(metrics_port=0, metrics_host="a b"),
+            "--metrics-host a b: .*cannot be served",
+        ),
+        (
+            SeeingOptions(metrics_port=0, metrics_host="a" * 300),
+            "--metrics-host a+: .*cannot be served",
+        ),
+        (SeeingOptions(metrics_port=0, metrics_host="192.0.2.1"), "--metrics-host 192.0.2.1: "),
+        (SeeingOptions(metrics_port=taken), f"--metrics-port {taken}: .*cannot be served"),
     ):
         with pytest.raises(typer.BadParameter, match=why), seeing(options, output()):
             pytest.fail("was not refused")
