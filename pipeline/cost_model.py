@@ -112,14 +112,21 @@ class CostModel:
         self._fitted.clear()
         self._fitted_alone.pop(arrangement, None)
 
-    def observe_hop(self, arrangement: Arrangement, hop: int, nbytes: int, seconds: float) -> None:
+    def observe_hop(
+        self, arrangement: Arrangement, hop: int, nbytes: float, seconds: float
+    ) -> None:
         """One hand-over of `nbytes` took `seconds` until the next stage had it. Raises the same."""
         self._check_index("hop", hop)
         if nbytes < 0:
             raise InvalidInputError(f"hop {hop} moved {nbytes} bytes; expected at least 0")
         check_measured(f"hop {hop}", seconds)
-        self._stalls.add(self._hops[arrangement][hop].observe(nbytes, 0.0, seconds), seconds)
+        # How much a short wait varies tells nothing of what stalls cost: stages alone count there.
+        self._hops[arrangement][hop].observe(nbytes, 0.0, seconds)
         self._fitted_hops.clear()
+
+    def hop_bytes(self, hop: int, rows: float) -> float:
+        """What a hop carries for so many rows: hidden states, or token ids to the first stage."""
+        return rows * (TOKEN_BYTES if hop == self.stage_count - 1 else self.row_bytes)
 
     def stage_costs(self, arrangement: Arrangement) -> list[StageCost] | None:
         """What each stage is taken to cost; None if nothing is known."""
@@ -220,8 +227,7 @@ class CostModel:
         return self._fitted_hops[arrangement]
 
     def _hop_times(self, arrangement: Arrangement, rows: float) -> Floats:
-        nbytes = np.full(self.stage_count, rows * self.row_bytes)
-        nbytes[-1] = rows * TOKEN_BYTES
+        nbytes = np.array([self.hop_bytes(hop, rows) for hop in range(self.stage_count)])
         lines = self._hop_lines(arrangement)
         return lines[:, 0] + lines[:, 1] * nbytes
 

@@ -43,10 +43,6 @@ class Estimator:
             usual = predicted.seconds if predicted is not None else usual or seconds
         measured.add(rows, cached, min(seconds, WORST_STALL * usual))
 
-    def has_measured(self, candidate: Candidate) -> bool:
-        """Whether a cycle of it was ever measured, of any size."""
-        return candidate in self._measured
-
     def estimates(self, rows: int, cached: float) -> list[Estimate]:
         """What each candidate would take, the simplest first; empty if nothing is known."""
         every = candidates(self._model.stage_count, rows)

@@ -98,6 +98,7 @@ class GenerationStream(Iterator[GenerationEvent]):
             return condition.watch(text, max_new_tokens)
 
         self._engine = engine
+        self._steering = steering
         self._snapshot = snapshot
         drawn = _checked(drawn or {}, len(read), config.vocab_size)
         ended = [one for prompt in read if (one := _ended(prompt, watch(), drawn)) is not None]
@@ -124,7 +125,9 @@ class GenerationStream(Iterator[GenerationEvent]):
         assert self._scheduler is not None
         while not self._events:
             if self._closed or self._scheduler.done:
+                self._steering.end(self)
                 raise StopIteration
+            self._steering.begin(self)
             try:
                 self._events.extend(self._scheduler.step())
             except BaseException:
@@ -155,6 +158,7 @@ class GenerationStream(Iterator[GenerationEvent]):
         self._events.clear()
         self._give_up()
         self._engine.tidy()
+        self._steering.end(self)
 
     def _give_up(self) -> None:
         if self._scheduler is not None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from kernels.errors import CapacityError, InvalidInputError
 from model.sampling import SamplingParams
 from model.stopping import StopWatch
-from pipeline.candidates import BATCH, Candidate
 from pipeline.choosing import next_tokens
 from pipeline.engine import PipelineEngine
 from pipeline.errors import StageError
@@ -24,9 +23,8 @@ from pipeline.groups import Group, Groups
 from pipeline.job import Call
 from pipeline.modes import LlamaPipelineMode
 from pipeline.prompts import Prompt
-from pipeline.schedule import Plan
 from pipeline.sequences import Completion, GenerationEvent, Rate, Running
-from pipeline.steering import Steering
+from pipeline.steering import Steering, Step
 from pipeline.work import Decode, Prefill
 
 CONTINUOUS = LlamaPipelineMode.CONTINUOUS
@@ -54,8 +52,7 @@ class _Flight:
     call: Call
     members: Sequence[Running] = ()
     group: Group | None = None
-    plan: Plan | None = None
-    way: Candidate = BATCH  # as of when a step was sent
+    step: Step | None = None
     tokens: int = 0  # that a prefill appends
     ends: Sequence[Running] = ()  # whose prompts are complete with it
 
@@ -253,22 +250,23 @@ class Scheduler:
 
     def _launch_decode(self, group: Group) -> None:
         members = list(group.members)
-        plan = self._steering.plan(len(members))
+        step = self._steering.step(len(members))
         rows = [member.row() for member in members]
         works = [
             Decode(rows[part], next_tokens(self._sampling, members[part]))
-            for part in plan.slices(len(rows))
+            for part in step.plan.slices(len(rows))
         ]
         call = self._engine.launch(works)
         group.aloft = True
         self._prefilled_last = False
-        self._flights.append(_Flight(call, members, group, plan, self._steering.current))
+        self._flights.append(_Flight(call, members, group, step))
 
     # What came back
 
     def _land(self, flight: _Flight) -> list[GenerationEvent]:
         if flight.group is not None:
             flight.group.aloft = False
+        asked_ns = time.perf_counter_ns()
         try:
             self._engine.land(flight.call)
             tokens = flight.call.tokens()
@@ -282,9 +280,9 @@ class Scheduler:
         elapsed_ns = max(1, ended_ns - max(self._landed_ns, flight.call.sent_ns))
         self._landed_ns = ended_ns
         self._worked_ns += elapsed_ns
-        if flight.plan is not None:
-            return self._decoded(flight, flight.plan, tokens, elapsed_ns)
-        self._steering.disturbed()
+        if flight.step is not None:
+            return self._decoded(flight, flight.step, tokens, asked_ns, elapsed_ns)
+        self._steering.disturbed(flight.call)
         self.prefill_rate.add(flight.tokens, elapsed_ns / 1e9)
         for sequence in flight.ends:
             if sequence.seq_id in self.held:  # no earlier chunk of it has failed
@@ -293,16 +291,16 @@ class Scheduler:
         return self._take(tokens, flight.ends)
 
     def _decoded(
-        self, flight: _Flight, plan: Plan, tokens: list[int], elapsed_ns: int
+        self, flight: _Flight, step: Step, tokens: list[int], asked_ns: int, elapsed_ns: int
     ) -> list[GenerationEvent]:
         rows = len(flight.members)
-        step = self._steering.step(
-            flight.call, plan, flight.way, self._groups.members, self._worked_ns
+        landing = self._steering.back(
+            step, flight.call, self._groups.members, self._worked_ns, asked_ns
         )
         self.decode_rate.add(rows, elapsed_ns / 1e9)
         events = self._take(tokens, flight.members)  # the group's next step waits for this
-        self._engine.record(flight.call, rows, plan, elapsed_ns, profiled=rows > 1)
-        self._steering.landed(step)
+        self._engine.record(flight.call, rows, step.plan, elapsed_ns, profiled=rows > 1)
+        self._steering.landed(landing)
         return events
 
     def _take(self, tokens: Sequence[int], sequences: Sequence[Running]) -> list[GenerationEvent]:

@@ -54,14 +54,15 @@ def call_shapes(decode: dict[str, Any]) -> str:
 
 
 def cycle_row(mode: dict[str, Any]) -> Row:
-    """How the last steps were run: a step of every sequence, measured and predicted."""
+    """How most tokens were made: a step of every sequence, measured and predicted."""
+    mode = mode["most"]
     measured, predicted = mode["measured_cycle_us"], mode["predicted_cycle_us"]
     groups = f" in {plural(mode['groups'], 'group')}" if mode["groups"] > 1 else ""
     return (
         "cycle",
         "",
         "" if measured is None else seconds_text(measured / 1e6),
-        f"last: {mode['mode']}{groups}"
+        f"mostly {mode['mode']}{groups}"
         + ("" if predicted is None else f"; predicted {seconds_text(predicted / 1e6)}"),
     )
 

@@ -23,7 +23,8 @@ class Simulated:
 
     `contention` multiplies a stage's time while all work together. A share `stalled` of the calls
     takes ten times as long, and all have lognormal noise. `handover` is lost by the driver for
-    each group's step in continuous mode: a thing that the model does not know.
+    each group's step in continuous mode. Whoever listens hears of hops only to stages that waited
+    for them, as on a real pipeline.
     """
 
     stages: Sequence[StageCost]
@@ -38,13 +39,25 @@ class Simulated:
     _running: Candidate = BATCH
     _free: list[float] = field(default_factory=list)
     _ready: list[float] = field(default_factory=list)
+    _returned: list[float | None] = field(default_factory=list)  # when tokens left the last stage
 
     def __post_init__(self) -> None:
         self._random = random.Random()
         self._free = [0.0] * len(self.stages)
 
-    def cycle(self, candidate: Candidate, rows: int, cached: float, heard: Heard = None) -> float:
-        """One step of all sequences; seconds since the step before ended. Tells whoever listens."""
+    def cycle(
+        self,
+        candidate: Candidate,
+        rows: int,
+        cached: float,
+        heard: Heard = None,
+        *,
+        clean: bool = True,
+    ) -> float:
+        """One step of all sequences; seconds since the step before ended. Tells whoever listens.
+
+        Of a cycle that is not clean only the stages' and hops' times are told.
+        """
         # Each cycle has a luck of its own: runs that do the same in it have the same luck.
         self._random.seed(self.seed * 1_000_003 + self.cycles)
         self.cycles += 1
@@ -61,29 +74,32 @@ class Simulated:
                 self._ready[group] += self.handover
         self.now = max(self._ready)
         if isinstance(heard, AutoMode):
-            heard.observe_cycle(candidate, rows, cached, self.now - start)
+            heard.observe_cycle(candidate, rows, cached, self.now - start if clean else None)
         return self.now - start
 
     def _drain(self, groups: int) -> None:
         self._free = [self.now] * len(self.stages)
         self._ready = [self.now] * groups
+        self._returned = [None] * groups
 
     def _step(
         self, arrangement: Arrangement, group: int, rows: int, cached: float, heard: Heard
     ) -> None:
         together = arrangement is Arrangement.TOGETHER
-        at = self._ready[group]
+        at, came = self._ready[group], self._returned[group]
         for index, stage in enumerate(self.stages):
+            free = self._free[index]
+            begun = max(at, free)
+            if heard is not None and came is not None and free <= came < begun:
+                hop = (index - 1) % len(self.stages)
+                heard.observe_hop(arrangement, hop, rows * ROW_BYTES, begun - came)
             took = self._noisy(stage.at(rows, cached) * (self.contention if together else 1.0))
-            at = self._free[index] = max(at, self._free[index]) + took
+            at = came = self._free[index] = begun + took
             if heard is not None:
                 heard.observe_stage(arrangement, index, rows, cached, took)
             if self.hop:
-                hop = self._noisy(self.hop)
-                at += hop
-                if heard is not None:
-                    heard.observe_hop(arrangement, index, rows * ROW_BYTES, hop)
-        self._ready[group] = at
+                at += self._noisy(self.hop)
+        self._ready[group], self._returned[group] = at, came
 
     def _noisy(self, seconds: float) -> float:
         if self.noise:
