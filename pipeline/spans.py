@@ -9,6 +9,9 @@ from typing import NamedTuple
 Interval = tuple[int, int]
 """Start and end in nanoseconds, end not before start."""
 
+KEEP = 65536
+"""Spans of work that are kept for each stage."""
+
 PREFILL, DECODE = "prefill", "decode"
 """Names of the spans in which a stage works on a prefill chunk, and on a decode step."""
 

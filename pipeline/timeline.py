@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kernels.errors import InvalidInputError
 from pipeline.gantt import draw
 from pipeline.gantt_svg import svg
-from pipeline.spans import Interval, Sample, Span, Track, busy, common, in_flight, within
+from pipeline.spans import KEEP, Interval, Sample, Span, Track, busy, common, in_flight, within
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,17 @@ class Timeline:
     samples: tuple[Sample, ...]  # of counters, in order of time
     start_ns: int
     end_ns: int
+    lost_ns: int = 0  # before the start, of which the spans are no longer kept
 
     @property
     def seconds(self) -> float:
         """Wall time."""
         return (self.end_ns - self.start_ns) / 1e9
+
+    @property
+    def lost_seconds(self) -> float:
+        """Wall time before the start that was recorded too, and had to make room."""
+        return self.lost_ns / 1e9
 
     @cached_property
     def busy(self) -> list[list[Interval]]:
@@ -146,14 +152,18 @@ class Timeline:
 
 
 class Recorder:
-    """Takes down what stages do. One thread writes for each stage; anyone may read meanwhile.
+    """Takes down what stages do; anyone may read meanwhile.
+
+    A stage's spans come from its worker, or, where its device's times are known late, from whoever
+    waits for the job; sums over all time are exact with one writer at a time.
 
     Args:
         stage_count: number of stages.
-        keep: spans kept for each stage, and samples in all; the oldest go first.
+        keep: spans of work kept for each stage, as many of waiting, and samples in all; the oldest
+            go first.
     """
 
-    def __init__(self, stage_count: int, *, keep: int = 65536) -> None:
+    def __init__(self, stage_count: int, *, keep: int = KEEP) -> None:
         if stage_count < 1 or keep < 1:
             raise InvalidInputError(
                 f"stage_count and keep: expected 1 or more, got {stage_count} and {keep}"
@@ -167,11 +177,15 @@ class Recorder:
     ) -> None:
         """Note a span (see `Span`) once it is over. No lock: a deque's append is one step."""
         lane = self._lanes[stage]
-        lane.spans.append(Span(stage, track, start_ns, end_ns, job, name, rows))
+        span = Span(stage, track, start_ns, end_ns, job, name, rows)
         if track is _WAIT:
+            lane.waits.append(span)
             lane.wait_ns += end_ns - start_ns
-        else:
-            lane.busy_ns += end_ns - start_ns
+            return
+        if lane.first_ns is None:
+            lane.first_ns = start_ns
+        lane.work.append(span)
+        lane.busy_ns += end_ns - start_ns
 
     def count(self, name: str, at_ns: int, value: float) -> None:
         """Note what a counter stands at."""
@@ -191,18 +205,22 @@ class Recorder:
         By default from the first work that is kept (of every stage, if some was dropped) to the
         end of the last.
         """
-        lanes = [_copied(lane.spans, list) for lane in self._lanes]
-        spans = [span for lane in lanes for span in lane]
-        work = [span for span in spans if span.track is not _WAIT]
+        # There is hardly a wait without work after it, so work is what makes room first.
+        waits = [span for lane in self._lanes for span in _copied(lane.waits, list)]
+        lanes = [_copied(lane.work, list) for lane in self._lanes]
+        work = [span for lane in lanes for span in lane]
+        lost_ns = 0
         if since_ns is None:
             since_ns = min((span.start_ns for span in work), default=until_ns or 0)
             # Before a stage's oldest span is nothing known, unless that was its first.
             full = [s for s, lane in zip(lanes, self._lanes, strict=True) if lane.full(s)]
             since_ns = max([since_ns, *(spans[0].start_ns for spans in full)])
+            firsts = [lane.first_ns for lane in self._lanes if lane.first_ns is not None]
+            lost_ns = max(0, since_ns - min(firsts, default=since_ns))
         if until_ns is None:
             until_ns = max((span.end_ns for span in work), default=since_ns)
         start, end = since_ns, max(since_ns, until_ns)
-        inside = (span for span in spans if span.end_ns > start and span.start_ns < end)
+        inside = (s for s in (*work, *waits) if s.end_ns > start and s.start_ns < end)
         samples = (s for s in _copied(self._samples, list) if start <= s.at_ns <= end)
         return Timeline(
             self.stages,
@@ -210,26 +228,35 @@ class Recorder:
             tuple(sorted(samples, key=lambda sample: sample.at_ns)),
             start,
             end,
+            lost_ns,
         )
 
     def latest(self, most: int) -> list[list[Span]]:
         """Per stage, its last `most` spans, latest first; cheap, however many are kept."""
-        return [
-            _copied(lane.spans, lambda spans: list(islice(reversed(spans), most)))
-            for lane in self._lanes
-        ]
+
+        def last(spans: deque[Span]) -> list[Span]:
+            return list(islice(reversed(spans), most))
+
+        both = ([*_copied(lane.work, last), *_copied(lane.waits, last)] for lane in self._lanes)
+        return [sorted(spans, key=_end, reverse=True)[:most] for spans in both]
 
 
 class _Lane:
     """What one stage's worker wrote."""
 
     def __init__(self, keep: int) -> None:
-        self.spans: deque[Span] = deque(maxlen=keep)
+        self.work: deque[Span] = deque(maxlen=keep)
+        self.waits: deque[Span] = deque(maxlen=keep)
+        self.first_ns: int | None = None  # start of the first work
         self.busy_ns = 0
         self.wait_ns = 0
 
     def full(self, copied: list[Span]) -> bool:
-        return len(copied) == self.spans.maxlen
+        return len(copied) == self.work.maxlen
+
+
+def _end(span: Span) -> int:
+    return span.end_ns
 
 
 def _copied(source: deque[T], copy: Callable[[deque[T]], list[T]]) -> list[T]:

@@ -13,6 +13,7 @@ import typer
 from pipeline.cli.errors import blaming, usage_error
 from pipeline.cli.sizes import seconds_text
 from pipeline.cli.values import count, text
+from pipeline.spans import KEEP
 
 if TYPE_CHECKING:
     from pipeline.cli.output import Output
@@ -32,7 +33,7 @@ class SeeingOptions:
             "--trace",
             metavar="FILE",
             help="Write what every stage did when to FILE, as a Chrome trace for "
-            "https://ui.perfetto.dev.",
+            f"https://ui.perfetto.dev; of a long run the end, {KEEP} spans of each stage.",
             rich_help_panel=SEEING,
         ),
     ] = None
@@ -88,7 +89,10 @@ class Seeing:
 
                 seen = timeline()
                 write_chrome_trace(seen, self._trace)
-                self._to.remark(f"trace of {seconds_text(seen.seconds)} written to {self._trace}")
+                told = seconds_text(seen.seconds)
+                if seen.lost_ns:
+                    told = f"the last {told} of {seconds_text(seen.seconds + seen.lost_seconds)}"
+                self._to.remark(f"trace of {told} written to {self._trace}")
 
 
 @contextmanager

@@ -131,6 +131,30 @@ def test_the_oldest_are_dropped_and_not_taken_for_idle_time() -> None:
     assert recorder.busy_seconds() == pytest.approx([100e-9, 100e-9])
 
 
+def test_waits_do_not_push_out_work() -> None:
+    recorder = Recorder(1, keep=10)
+    for at in range(0, 100, 10):
+        for wait in range(at, at + 9):
+            recorder.record(0, W, wait, wait + 1, at, "decode", 1)
+        recorder.record(0, C, at + 9, at + 10, at, "decode", 1)
+    timeline = recorder.timeline()
+    assert (timeline.start_ns, timeline.end_ns, timeline.lost_ns) == (9, 100, 0)
+    assert sum(span.track is C for span in timeline.spans) == 10
+    [latest] = recorder.latest(4)
+    assert [(span.track, span.end_ns) for span in latest] == [(C, 100), (W, 99), (W, 98), (W, 97)]
+
+
+def test_what_made_room_is_told() -> None:
+    recorder = Recorder(2, keep=10)
+    recorder.record(1, C, 3, 100, 0, "decode", 1)
+    for at in range(5, 100):
+        recorder.record(0, C, at, at + 1, at, "decode", 1)
+    timeline = recorder.timeline()
+    assert (timeline.start_ns, timeline.lost_ns) == (90, 87)
+    assert timeline.lost_seconds == pytest.approx(87e-9)
+    assert recorder.timeline(95).lost_ns == 0  # nobody asked for more
+
+
 def test_reading_while_stages_write() -> None:
     recorder = Recorder(2, keep=5000)
 
@@ -149,7 +173,7 @@ def test_reading_while_stages_write() -> None:
             assert len(lane) <= 500
         recorder.timeline()
     assert recorder.busy_seconds() == recorder.wait_seconds() == pytest.approx([15e-6, 15e-6])
-    assert len(recorder.timeline(0).spans) == 10_000
+    assert len(recorder.timeline(0).spans) == 20_000
 
 
 def test_counters() -> None:

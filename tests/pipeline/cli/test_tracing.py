@@ -15,7 +15,8 @@ import typer
 from pipeline.cli.options import OutputOptions, ProgressOptions
 from pipeline.cli.output import Output
 from pipeline.cli.tracing import SeeingOptions, seeing
-from pipeline.timeline import Timeline
+from pipeline.spans import Track
+from pipeline.timeline import Recorder, Timeline
 from tests.pipeline.recorded import recorded
 
 
@@ -38,6 +39,21 @@ def test_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told.out == ""
     assert told.err.startswith("trace of ")
     assert str(path) in told.err
+
+
+def test_a_trace_of_the_end_of_a_run_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder(1, keep=3)
+    for at in range(10):
+        recorder.record(0, Track.COMPUTE, at * 10**9, (at + 1) * 10**9, at, "decode", 1)
+    path = tmp_path / "t.json"
+    with (
+        seeing(SeeingOptions(trace=path), output()) as seen,
+        seen.watching(recorder.timeline, dict),
+    ):
+        pass
+    assert "trace of the last 3.00 s of 10.00 s written" in capsys.readouterr().err
 
 
 def test_a_failing_run_has_a_trace_too(tmp_path: Path) -> None:
