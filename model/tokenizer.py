@@ -75,9 +75,12 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a text; with those that `tokenizer.json` puts around it, unless told not to."""
+        if not isinstance(text, str):
+            raise InvalidInputError(f"cannot encode {text!r}: expected a text")
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (TypeError, UnicodeEncodeError) as error:  # not a text, or one with half surrogates
+            # Unlike `encode`, this lets other threads run meanwhile, which can be seconds.
+            return self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+        except (TypeError, UnicodeEncodeError) as error:  # half surrogates
             raise InvalidInputError(f"cannot encode {text!r}: {error}") from error
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
