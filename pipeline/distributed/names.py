@@ -25,6 +25,11 @@ class Handles:
                 self._next += 1
         return new
 
+    def withdraw(self, new: Iterable[tuple[int, str]]) -> None:
+        """Take back what `introduce` gave; nobody heard of it."""
+        for _, seq_id in new:
+            self._numbers.pop(seq_id)
+
     def number(self, seq_id: str) -> int:
         """The number of an id that was introduced."""
         return self._numbers[seq_id]

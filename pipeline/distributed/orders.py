@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.errors import InvalidInputError
 from pipeline.chores import Chore
 from pipeline.distributed.names import Handles, Texts, ids_of
 from pipeline.distributed.words import Reader, Writer, kind_of
@@ -43,16 +44,26 @@ class OrderWriter:
         self._handles = Handles()
 
     def write(self, order: Order) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first message, int64 [FIRST_WORDS], and the second, int64 [what is left, maybe 0]."""
+        """The first message, int64 [FIRST_WORDS], and the second, int64 [what is left, maybe 0].
+
+        Raises `InvalidInputError` for what no int64 can be; all is then as before.
+        """
         writer = Writer(self._handles)
-        kind = _END
+        kind, new = _END, []
+        try:
+            if order.task is not None:
+                kind = kind_of(order.task)
+                new = self._handles.introduce(ids_of(order.task))
+                writer.names(new)
+                writer.task(order.task)
+            head = [self._epoch, order.number, order.call, kind, len(writer.words)]
+            words = torch.tensor(head + writer.words, dtype=torch.int64)
+        except Exception as error:  # torch and struct each raise their own
+            self._handles.withdraw(new)
+            name = type(order.task).__name__
+            raise InvalidInputError(f"{name} cannot be put into 64-bit words: {error}") from error
         if order.task is not None:
-            kind = kind_of(order.task)
-            writer.names(self._handles.introduce(ids_of(order.task)))
-            writer.task(order.task)
             self._handles.forget(order.task)
-        head = [self._epoch, order.number, order.call, kind, len(writer.words)]
-        words = torch.tensor(head + writer.words, dtype=torch.int64)
         first = torch.zeros(FIRST_WORDS, dtype=torch.int64)
         first[: len(words)] = words[:FIRST_WORDS]
         return first, words[FIRST_WORDS:]

@@ -13,6 +13,7 @@ from pipeline.work import Answer, Asked, Decode, Piece, Prefill, Sample, Work
 
 _KINDS: list[type] = [Prefill, Decode, Prepare, Truncate, Release, Reset, Restore, Unprepare]
 _LOGITS, _GREEDY, _SAMPLE = range(3)
+_MOST = (1 << 63) - 1  # more than any cache or vocabulary has, so as good as what is above
 _NONE = -1  # where None may be; all numbers there are 0 or more
 
 
@@ -54,7 +55,7 @@ class Writer:
             case Prepare():
                 self.words += [number(task.id), task.tokens]
             case Truncate():
-                self.words += [number(task.id), task.length]
+                self.words += [number(task.id), min(task.length, _MOST)]
             case Release():
                 self._list([number(seq_id) for seq_id in task.ids])
             case Restore():
@@ -74,7 +75,13 @@ class Writer:
             return
         p = asked.params
         fields = struct.pack(
-            "<ddddqQ", p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.top_k, p.seed
+            "<ddddqQ",
+            p.temperature,
+            p.top_p,
+            p.min_p,
+            p.repetition_penalty,
+            min(p.top_k, _MOST),
+            p.seed,
         )
         self.words += [_SAMPLE, *struct.unpack("<6q", fields)]
         self._list(asked.streams)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.errors import CapacityError
+from kernels.errors import CapacityError, InvalidInputError
 from model.sampling import SamplingParams
 from model.stage import DecodeRow
 from pipeline.bridges.link import BridgeTiming
@@ -85,6 +85,21 @@ def test_ids_cross_once_until_they_are_forgotten() -> None:
         )
     ]
     assert words[0] == words[3] > words[1]
+
+
+def test_numbers_beyond_64_bits() -> None:
+    writer, reader = OrderWriter(1), OrderReader(1)
+    with pytest.raises(InvalidInputError, match="Prefill cannot be put into 64-bit words"):
+        writer.write(Order(1, 1, Prefill([Piece("a", [1 << 70], 0)], Answer.GREEDY)))
+    most = (1 << 63) - 1
+    # The id is new again; what only has to be large is as large as can be.
+    order = reader.read(*writer.write(Order(2, 2, Truncate("a", 1 << 70))))
+    assert order.task == Truncate("a", most)
+    sample = Sample(SamplingParams(top_k=1 << 70), [0], [0], None)
+    order = reader.read(*writer.write(Order(3, 3, Decode([DecodeRow("a", 1, 0)], sample))))
+    assert isinstance(order.task, Decode)
+    assert isinstance(order.task.answer, Sample)
+    assert order.task.answer.params.top_k == most
 
 
 @pytest.mark.parametrize(
