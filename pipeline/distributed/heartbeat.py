@@ -2,7 +2,8 @@
 
 A thread in every rank sends a few bytes to every other rank ten times a second. A process that
 dies closes its connections, which is seen at once; one that was stopped, or whose network is gone,
-falls silent. Whoever sees it first tells the others, so that all blame the same rank.
+falls silent; one that cannot go on says so. Whoever sees it first tells the others, so that all
+blame the same rank.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ TIMEOUT = 0.7
 LOADING_SECONDS = 10.0
 """Until all ranks are ready one may be silent for so long: imports can hold up all its threads."""
 
-_FRAME = struct.Struct("!BxHI")  # kind, rank it is about, milliseconds
-_BEAT, _LEAVE, _SILENT, _CLOSED = range(4)
+_FRAME = struct.Struct("!BxHI")  # kind, rank it is about, milliseconds or bytes of text after it
+_BEAT, _LEAVE, _SILENT, _CLOSED, _FAILED = range(5)
+_TEXT_ROOM = 1024  # bytes, so that they fit into any socket's buffer
 
 
 def timeout_seconds() -> float:
@@ -111,7 +113,17 @@ class Heartbeat:
         If signs of life go on, it is the one suspected.
         """
         if not self._known.wait(self._timeout + 5 * INTERVAL):
-            self._lose(rank, f"a connection to it failed: {why}", _CLOSED, 0)
+            self._lose(rank, f"a connection to it failed: {why}", _CLOSED)
+        assert self.lost is not None
+        return self.lost
+
+    def fail(self, error: BaseException) -> RankLostError:
+        """This rank cannot go on: tell the others why. Which rank is lost, maybe another."""
+        if isinstance(error, RankLostError):
+            return error
+        text = " ".join(f"failed: {type(error).__name__}: {error}".split())
+        text = text.encode("utf-8", "replace")[:_TEXT_ROOM].decode("utf-8", "ignore")
+        self._lose(self._rank, text, _FAILED, cause=error)
         assert self.lost is not None
         return self.lost
 
@@ -132,25 +144,34 @@ class Heartbeat:
     # In the thread
 
     def _run(self) -> None:
-        due = time.monotonic()
+        due = last = time.monotonic()
         while not self._known.is_set():
             if self._leaving.is_set():
-                self._tell(_LEAVE, self._rank)
+                self._tell(_frame(_LEAVE, self._rank))
                 break
             if (now := time.monotonic()) >= due:
-                self._tell(_BEAT, self._rank)
+                self._tell(_frame(_BEAT, self._rank))
                 due = now + INTERVAL
-            # Read first and judge then: this thread may have been late, and not the others.
-            closed = [
-                peer
-                for key, _ in self._selector.select(max(0.0, due - time.monotonic()))
-                if (peer := key.data) and not self._read(peer)
-            ]
-            self._judge(closed)
+            closed = self._listen(max(0.0, due - time.monotonic()))
+            now = time.monotonic()
+            if now - last > self._timeout / 2:
+                # Whatever held this thread up (an interpreter lock, a machine that was suspended)
+                # may have held up the others, too: count anew.
+                for peer in self._peers:
+                    peer.last_seen = now
+            elif self._silent(now):  # it may have come since this thread asked
+                closed += self._listen(0.0)
+            last = now
+            self._judge(closed, now)
         if self.lost is None:  # else closing could overtake what was told to the others
             for peer in self._peers:
                 peer.socket.close()
         self._selector.close()
+
+    def _listen(self, seconds: float) -> list[_Peer]:
+        """Take in what comes next; the ranks that closed their connections."""
+        ready = self._selector.select(seconds)
+        return [peer for key, _ in ready if (peer := key.data) and not self._read(peer)]
 
     def _read(self, peer: _Peer) -> bool:
         """Take in what a rank sent; False if it closed the connection."""
@@ -168,49 +189,71 @@ class Heartbeat:
             peer.last_seen = time.monotonic()
             peer.unread += data
         while len(peer.unread) >= _FRAME.size:
-            kind, rank, milliseconds = _FRAME.unpack_from(peer.unread)
-            del peer.unread[: _FRAME.size]
-            self._hear(peer, kind, rank, milliseconds)
+            kind, rank, number = _FRAME.unpack_from(peer.unread)
+            end = _FRAME.size + (number if kind == _FAILED else 0)
+            if len(peer.unread) < end:
+                break
+            text = peer.unread[_FRAME.size : end].decode("utf-8", "replace")
+            del peer.unread[:end]
+            self._hear(peer, kind, rank, number, text)
         if not is_open:
             self._selector.unregister(peer.socket)
         return is_open or peer.left
 
-    def _hear(self, peer: _Peer, kind: int, rank: int, milliseconds: int) -> None:
+    def _hear(self, peer: _Peer, kind: int, rank: int, number: int, text: str) -> None:
         if kind == _LEAVE:
             peer.left = True
             if all(one.left for one in self._peers):
                 self._all_left.set()
         elif kind in (_SILENT, _CLOSED):
-            told = f"{_reason(kind, milliseconds)} (seen by rank {peer.rank})"
-            self._lose(rank, told, kind, milliseconds)
+            self._lose(rank, f"{_reason(kind, number)} (seen by rank {peer.rank})", kind, number)
+        elif kind == _FAILED:
+            self._lose(rank, text, kind)
 
-    def _judge(self, closed: list[_Peer]) -> None:
-        now = time.monotonic()
+    def _silent(self, now: float) -> list[_Peer]:
+        return [
+            peer for peer in self._peers if not peer.left and now - peer.last_seen > self._timeout
+        ]
+
+    def _judge(self, closed: list[_Peer], now: float) -> None:
         for peer in closed:
-            self._lose(peer.rank, _reason(_CLOSED, 0), _CLOSED, 0)
-        for peer in self._peers:
-            silence = now - peer.last_seen
-            if not peer.left and silence > self._timeout:
-                milliseconds = round(silence * 1000)
-                self._lose(peer.rank, _reason(_SILENT, milliseconds), _SILENT, milliseconds)
+            self._lose(peer.rank, _reason(_CLOSED, 0), _CLOSED)
+        for peer in self._silent(now):
+            milliseconds = round((now - peer.last_seen) * 1000)
+            self._lose(peer.rank, _reason(_SILENT, milliseconds), _SILENT, milliseconds)
 
-    def _lose(self, rank: int, why: str, kind: int, milliseconds: int) -> None:
+    def _lose(
+        self,
+        rank: int,
+        why: str,
+        kind: int,
+        milliseconds: int = 0,
+        cause: BaseException | None = None,
+    ) -> None:
         """Note the loss, tell the other ranks, and then whoever waits here."""
         with self._lock:
             if self.lost is not None:
                 return
-            self.lost = RankLostError(rank, self._hosts[rank], why)
-        self._tell(kind, rank, milliseconds)
+            lost = RankLostError(rank, self._hosts[rank], why)
+            lost.__cause__ = cause
+            self.lost = lost
+        self._tell(_frame(kind, rank, milliseconds, why))
         self._known.set()
         self.on_loss(self.lost)
 
-    def _tell(self, kind: int, rank: int, milliseconds: int = 0) -> None:
-        frame = _FRAME.pack(kind, rank, milliseconds)
+    def _tell(self, frame: bytes) -> None:
         for peer in self._peers:
             try:
                 peer.socket.send(frame)
             except OSError:  # full, as nobody reads, or gone: reading tells
                 continue
+
+
+def _frame(kind: int, rank: int, milliseconds: int = 0, why: str = "") -> bytes:
+    if kind != _FAILED:
+        return _FRAME.pack(kind, rank, milliseconds)
+    text = why.encode("utf-8", "replace")
+    return _FRAME.pack(kind, rank, len(text)) + text
 
 
 def _reason(kind: int, milliseconds: int) -> str:

@@ -6,12 +6,15 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
+from kernels.errors import LamellaError
 from pipeline.candidates import Arrangement
 from pipeline.distributed.answers import AnswerReader, answer_room
 from pipeline.distributed.joining import Member
@@ -56,6 +59,7 @@ class DistributedLine:
         ]
         for thread in self._threads:
             thread.start()
+        atexit.register(self._end_with_the_script)
         member.heart.on_loss = self._lose
         if member.heart.lost is not None:  # it was noticed before anyone could be told
             self._lose(member.heart.lost)
@@ -69,7 +73,13 @@ class DistributedLine:
         """Every stage has a process of its own, and shares nothing that could be arranged."""
 
     def submit(self, job: Job) -> None:
-        """Send a job on its way, in one step that an interrupt cannot cut in two."""
+        """Send a job on its way, in one step that an interrupt cannot cut in two.
+
+        After `close` it fails.
+        """
+        if self._closing:
+            self._fail(job, 0, LamellaError("the pipeline is closed"))
+            return
         self._submitted.put(job)
         if self._lost is not None:
             self._fail_all(self._lost)
@@ -87,6 +97,7 @@ class DistributedLine:
         self._heart.leave()
         for thread in self._threads:
             thread.join(_CLOSE_SECONDS)
+        atexit.unregister(self._end_with_the_script)
         return [f"rank {rank}" for rank in late] + self._member.crew.close()
 
     # Its threads
@@ -102,27 +113,32 @@ class DistributedLine:
                     continue
                 self._start(job)
                 del job
-            self._tell(Order(number + 1, 0, None))
+            self._tell(self._writer.write(Order(number + 1, 0, None)))
         except Exception as error:
             self._give_up(error)
         self._away.put(None)
 
     def _start(self, job: Job) -> None:
         call = job.call.jobs[0].number
+        try:
+            messages = self._writer.write(Order(job.number, call, job.task))
+        except Exception as error:  # nobody knows of the job yet
+            self._under_way.pop(job.number, None)
+            self._fail(job, 0, error)
+            return
         self._answers.expect(answer_room(job, self._vocab_size))
-        self._tell(Order(job.number, call, job.task))
+        self._tell(messages)
         self._away.put(job)
         self._member.crew.submit(0, partial(self._run, Trip(job, call, self._stages)))
 
-    def _tell(self, order: Order) -> None:
+    def _tell(self, messages: Sequence[torch.Tensor]) -> None:
         """Send an order to all other ranks."""
-        messages = [part for part in self._writer.write(order) if len(part)]
         sent: list[tuple[int, Any]] = []
         group = self._member.channels.orders
         rank = 1
         try:
             for rank in range(1, self._stages):
-                sent += [(rank, group.send([part], rank, 0)) for part in messages]
+                sent += [(rank, group.send([part], rank, 0)) for part in messages if len(part)]
             for rank, transfer in sent:  # noqa: B007 - the error names it
                 transfer.wait()
         except RuntimeError as error:
@@ -143,6 +159,8 @@ class DistributedLine:
 
     def _run(self, trip: Trip) -> None:
         """The first stage's part, in its worker."""
+        if self._lost is not None:
+            return
         try:
             self._member.loop.run(trip)
         except Exception as error:
@@ -151,17 +169,13 @@ class DistributedLine:
     # Losing a rank
 
     def _give_up(self, error: Exception) -> None:
-        """Something other than a stage failed: the ranks may be out of step."""
-        if not isinstance(error, RankLostError):
-            error = RankLostError(0, self._member.hosts[0], f"cannot go on: {error}")
-        self._lose(error)
+        """Something other than a stage failed: the ranks may be out of step, and all end."""
+        self._lose(self._heart.fail(error))
 
     def _lose(self, error: RankLostError) -> None:
         if self._lost is not None:
             return
         self._lost = error
-        # What is blocked in a send or receive could keep the interpreter from ending.
-        atexit.register(_end_at_once)
         self._fail_all(error)
 
     def _fail_all(self, error: RankLostError) -> None:
@@ -177,12 +191,25 @@ class DistributedLine:
             job = self._under_way.pop(number, None)
             if job is None:  # another thread was faster
                 continue
-            job.fail(error.rank, job.task.name, error)
-            for _ in range(self._stages):
-                job.leave()
+            self._fail(job, error.rank, error)
 
+    def _fail(self, job: Job, stage: int, error: Exception) -> None:
+        job.fail(stage, job.task.name, error)
+        for _ in range(self._stages):
+            job.leave()
 
-def _end_at_once() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    def _end_with_the_script(self) -> None:
+        """End the process at once if a rank was lost, at the interpreter's exit.
+
+        What is blocked in a send or receive could keep it from ending. Whatever was registered
+        after the line was made has run by then. The exit code is 1, as Python tells nobody which
+        one was asked for.
+        """
+        if self._lost is None:
+            return
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(Exception):  # one may be closed, or its reader gone
+                    stream.flush()
+        finally:
+            os._exit(1)

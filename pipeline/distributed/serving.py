@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -31,9 +32,9 @@ def serve(path: str | os.PathLike[str] | None = None, **options: Any) -> None:
     """Run this rank's stage until the driver closes its pipeline; for all ranks but 0.
 
     Takes what `LlamaPipeline.from_pretrained` takes, and must be given the same. If a rank is lost,
-    the process says which on standard error and ends with exit code 1, wherever it is: what waits
-    for a dead rank can be ended in no other way. Ctrl-C, which all processes get, is left
-    to the driver once all ranks are ready.
+    or this one fails outside its stage, the process says so on standard error and ends with exit
+    code 1, wherever it is: what waits for a dead rank can be ended in no other way. Ctrl-C, which
+    all processes get, is left to the driver once all ranks are ready.
 
     Raises what `from_pretrained` raises, and `InvalidInputError` where torchrun started no other
     process, or in the driver's.
@@ -55,7 +56,6 @@ class _Server:
     def __init__(self, member: Member) -> None:
         self._member = member
         self._ended = threading.Event()
-        self._error: BaseException | None = None
 
     def run(self) -> None:
         thread = threading.Thread(target=self._take_orders, name="lamella-orders", daemon=True)
@@ -63,8 +63,6 @@ class _Server:
         self._ended.wait()  # not the thread itself: what it waits in knows no interrupts
         self._member.crew.close()
         self._member.heart.leave()
-        if self._error is not None:
-            raise self._error
 
     def _take_orders(self) -> None:
         member = self._member
@@ -85,17 +83,18 @@ class _Server:
                 if member.loop.link_in is not None:
                     member.loop.link_in.expect(trip)
                 member.crew.submit(0, partial(self._run, trip))
+            self._ended.set()
         except BaseException as error:
-            self._error = error
-        self._ended.set()
+            member.heart.fail(error)  # which ends the process
 
     def _run(self, trip: Trip) -> None:
         """One job, in the worker."""
+        if self._member.heart.lost is not None:  # the process is about to end
+            return
         try:
             self._member.loop.run(trip)
         except BaseException as error:  # not a stage's, which are the driver's to hear of
-            self._error = error
-            self._ended.set()
+            self._member.heart.fail(error)
 
     def _receive(self, words: torch.Tensor) -> None:
         try:
@@ -118,9 +117,18 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def _end_the_process(error: RankLostError) -> None:
-    """Called by the heartbeat; whatever else this process does can wait for ever."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    time.sleep(_LAST_WORDS_SECONDS)
-    os._exit(1)
+    """Called by the heartbeat; whatever else this process does can wait for ever.
+
+    It ends even where nobody reads any more what it writes.
+    """
+    try:
+        with suppress(Exception):
+            if error.__cause__ is not None:
+                traceback.print_exception(error.__cause__)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        with suppress(Exception):
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        time.sleep(_LAST_WORDS_SECONDS)
+    finally:
+        os._exit(1)

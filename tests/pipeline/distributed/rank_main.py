@@ -16,6 +16,7 @@ from model.sampling import SamplingParams
 from model.stage import LlamaStage
 from pipeline import LlamaPipeline, RankLostError, StageError
 from pipeline.distributed import serve
+from pipeline.distributed.answers import AnswerSender
 
 RANK = int(os.environ["RANK"])
 
@@ -89,16 +90,17 @@ def until_lost(pipe: LlamaPipeline, case: dict[str, Any]) -> Any:
 
 
 def break_stage(fail_on: list[int], operation: str) -> None:
-    """Let some calls of an operation raise, counted from 0."""
-    whole = getattr(LlamaStage, operation)
+    """Let some calls of an operation raise, counted from 0: a stage's, or `send` of an answer."""
+    owner: type = AnswerSender if operation == "send" else LlamaStage
+    whole = getattr(owner, operation)
     count = iter(range(1 << 30))
 
-    def broken(self: LlamaStage, *args: Any) -> Any:
+    def broken(self: object, *args: Any) -> Any:
         if next(count) in fail_on:
             raise MemoryError("no room\0 for it")
         return whole(self, *args)
 
-    setattr(LlamaStage, operation, broken)
+    setattr(owner, operation, broken)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -115,6 +116,47 @@ def test_a_failed_connection_is_a_loss_even_if_signs_of_life_go_on() -> None:
         why = str(one.heart.suspect(1, "reset by peer"))
         assert why == "rank 1 (host host1) a connection to it failed: reset by peer"
         assert "rank 1" in other.wait()
+
+
+def test_a_thread_that_was_held_up_blames_nobody() -> None:
+    with meshes(2) as two:
+        watches = [Watch(mesh, timeout=0.4) for mesh in two]
+        time.sleep(0.3)
+        ctypes.PyDLL(None).poll(None, 0, 1000)  # a second in which no other thread runs
+        time.sleep(0.3)
+        assert [watch.told for watch in watches] == [[], []]
+
+
+def test_a_rank_that_cannot_go_on_says_why() -> None:
+    with meshes(3) as three:
+        watches = [Watch(mesh, timeout=30) for mesh in three]
+        cause = MemoryError("no room\n" + "é" * 900)
+        lost = watches[1].heart.fail(cause)
+        assert lost.__cause__ is cause
+        assert str(lost).startswith("rank 1 (host host1) failed: MemoryError: no room é")
+        assert [watch.wait() for watch in watches] == [str(lost)] * 3
+        assert watches[0].heart.fail(ValueError("later")) is watches[0].told[0]
+
+
+UNHEARD = """
+import os, time
+from pipeline.distributed.heartbeat import Heartbeat
+from pipeline.distributed.mesh import Mesh
+from pipeline.distributed.serving import _end_the_process
+from tests.pipeline.distributed.test_heartbeat import socket_pair
+read, write = os.pipe()
+os.close(read)
+os.dup2(write, 1)
+os.dup2(write, 2)
+print("waits in the buffer", end="")
+Heartbeat(Mesh(0, 1, ["a", "b"], {1: socket_pair()[0]}), 0.3, _end_the_process).all_ready()
+time.sleep(30)
+"""
+
+
+def test_a_survivor_ends_though_nobody_reads_what_it_writes() -> None:
+    done = subprocess.run([sys.executable, "-c", UNHEARD], cwd=ROOT, env=environment(), timeout=25)
+    assert done.returncode == 1
 
 
 RANK = """

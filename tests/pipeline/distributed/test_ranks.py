@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -93,6 +94,20 @@ def test_three_processes_compute_what_one_does() -> None:
     with Ranks(cases, size=3) as ranks:
         for one, got in zip(cases, ranks.results(), strict=True):
             assert got == expected(one, 3)
+
+
+def test_a_failure_outside_a_stage_is_told_to_all_with_its_cause() -> None:
+    fault = {"rank": 2, "operation": "send", "calls": [30]}
+    one = case(load={"mode": "continuous"}, do="until_lost", fault=fault)
+    with Ranks([one], size=3) as ranks:
+        ranks.wait_until_running()
+        driver, middle, last = ranks.ends(range(3))
+    (errors,) = json.loads(driver[1])
+    for text in (*errors, middle[2], last[2]):
+        assert "rank 2 (host" in text
+        assert "failed: MemoryError: no room" in text
+    assert [driver[0], middle[0], last[0]] == [1, 1, 1]
+    assert "Traceback" in last[2]
 
 
 @pytest.mark.parametrize("size", [2])
