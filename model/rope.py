@@ -74,6 +74,17 @@ def _yarn_attention_factor(scaling: RopeScaling) -> float:
     return magnitude(1.0)
 
 
+def _needs_no_table(config: LlamaConfig, max_len: int) -> bool:
+    """Whether angles depend on the sequence's length."""
+    scaling, trained = config.rope_scaling, config.max_position_embeddings
+    return scaling is not None and scaling.kind == "dynamic" and max_len > trained
+
+
+def rope_table_bytes(config: LlamaConfig, max_len: int) -> int:
+    """Bytes of the table that `RopeTable.build` makes: [2, max_len, D/2] float32."""
+    return 0 if _needs_no_table(config, max_len) else 4 * 2 * max_len * (config.head_dim // 2)
+
+
 class RopeTable:
     """Cosines and sines of positions below `max_len`, for one device."""
 
@@ -93,9 +104,9 @@ class RopeTable:
         if max_len < 1:
             raise InvalidInputError(f"max_len is {max_len}, expected at least 1")
         inv_freq, factor = inverse_frequencies(config)
-        trained = config.max_position_embeddings
         scaling = config.rope_scaling
-        if scaling is not None and scaling.kind == "dynamic" and max_len > trained:
+        if _needs_no_table(config, max_len):
+            assert scaling is not None
             dynamic = _DynamicBase(config, scaling.factor, device)
             return cls(torch.empty(2, 0, config.head_dim // 2, device=device), dynamic)
         table = torch.empty(2, max_len, config.head_dim // 2, dtype=torch.float32)
@@ -105,6 +116,11 @@ class RopeTable:
             table[0, start:stop] = angles.cos() * factor
             table[1, start:stop] = angles.sin() * factor
         return cls(table.to(device), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table."""
+        return self._table.nbytes
 
     def rows(
         self, positions: torch.Tensor, kv_len_per_token: torch.Tensor

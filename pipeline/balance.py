@@ -37,17 +37,18 @@ def balanced(
     placement: Placement,
     profiles: Sequence[DeviceProfile],
     load: LoadOptions,
+    step: DecodeStep | None = None,
 ) -> Placement:
     """The same stages on the same devices, with the layers that make the slowest stage fastest.
 
-    Times are those of a `DecodeStep`. If no cut fits, the one that lacks least on the device that
-    lacks most; `device_loads` tells how much.
+    Times are those of `step`, by default a `DecodeStep()`. If no cut fits, the one that lacks least
+    on the device that lacks most; `device_loads` tells how much.
 
     Raises `InvalidInputError` for options that `LlamaStage.load` would refuse.
     """
     if len(placement) == 1:
         return placement
-    parts = _parts(source, placement, profiles, load, DecodeStep())
+    parts = _parts(source, placement, profiles, load, step or DecodeStep())
     last = len(parts) - 1
     stages = [
         _stage_costs(part, profile.name, source.config.num_hidden_layers, index == 0, index == last)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from time import perf_counter
 
 import torch
 
 from kernels import linear
+from pipeline.host_memory import available_memory
 
 _COPIED_BYTES = 64 << 20  # more than the last-level cache of nearly all CPUs
 _PRODUCT = (64, 1024)  # rows, and both sides of a weight that the cache holds
@@ -57,23 +54,6 @@ class DeviceProfile:
             float16_rate=self.float16_rate * share,
         )
 
-    def rounded(self) -> DeviceProfile:
-        """What is measured, to powers of two: bandwidth, and operations per byte moved."""
-        if self.basis != "measured":
-            return self
-        bandwidth = _power_of_two(self.bandwidth)
-
-        def rate(measured: float) -> float:
-            return bandwidth * _power_of_two(measured / self.bandwidth)
-
-        return replace(
-            self,
-            bandwidth=bandwidth,
-            float32_rate=rate(self.float32_rate),
-            bfloat16_rate=rate(self.bfloat16_rate),
-            float16_rate=rate(self.float16_rate),
-        )
-
 
 def device_profile(device: torch.device) -> DeviceProfile:
     """The profile of a CPU or CUDA device; of one that is not in this machine, `assumed_profile`.
@@ -92,13 +72,11 @@ def device_profile(device: torch.device) -> DeviceProfile:
 def cutting_profiles(devices: Sequence[torch.device]) -> list[DeviceProfile]:
     """Profiles that give the same cuts each time, though no two measurements are equal.
 
-    On a CPU alone nothing is measured: only the ratio of its speeds could matter, and that hardly
-    does. Beside other devices its speeds are rounded.
+    A CPU's speeds are nominal ones: measured ones, however rounded, would move a boundary now and
+    then. On a CPU alone only their ratio could matter, and that hardly does.
     """
-    if all(device.type == "cpu" for device in devices):
-        nominal = DeviceProfile("cpu", 20e9, 160e9, 320e9, 160e9, available_memory(), "assumed")
-        return [nominal] * len(devices)
-    return [device_profile(device).rounded() for device in devices]
+    nominal = DeviceProfile("cpu", 20e9, 160e9, 320e9, 160e9, available_memory(), "assumed")
+    return [nominal if device.type == "cpu" else device_profile(device) for device in devices]
 
 
 def cpu_profile() -> DeviceProfile:
@@ -161,22 +139,6 @@ _PARTS = (
 )
 
 
-def available_memory() -> int | None:
-    """Bytes of memory that this process can still take without swapping; None if unknown."""
-    limits = []
-    with suppress(OSError, ValueError):  # a container's limit
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-    except OSError:
-        for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS has only the second
-            if pages in getattr(os, "sysconf_names", ()):
-                limits.append(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
-                break
-    return min(limits, default=None)
-
-
 @cache
 def _measure(threads: int) -> tuple[float, float, float]:
     """Bandwidth of a copy, and rates of float32 and bfloat16 products, the best of some rounds."""
@@ -216,7 +178,3 @@ def _seconds(call: Callable[[], object]) -> float:
     start = perf_counter()
     call()
     return perf_counter() - start
-
-
-def _power_of_two(value: float) -> float:
-    return 2.0 ** round(math.log2(value))

@@ -17,6 +17,7 @@ from kernels.errors import InvalidInputError
 from kernels.layout import KVLayout
 from model.cache import blocks_for
 from model.config import LlamaConfig
+from model.rope import rope_table_bytes
 from model.stage import cache_sizes
 from model.stage_weights import resolve_dtype, resolve_kv_dtype
 from model.weight_names import LM_HEAD, layer_names, linear_parts
@@ -111,10 +112,10 @@ class PartCosts:
         impl = resolve_impl(load.impl, profile.name)
         self._attention_passes = CPU_ATTENTION_PASSES if profile.name == "cpu" else 1
         self._dtype = resolve_dtype(load.dtype, source.dtype, impl)
-        self._kv_tokens, longest = cache_sizes(
+        self._kv_tokens, self._longest = cache_sizes(
             source.config, load.block_size, load.kv_tokens, load.max_seq_len
         )
-        self._context = min(step.context, longest)
+        self._context = min(step.context, self._longest)
         self._layout = kv_layout(source, load)
 
     def layer(self, index: int) -> Cost:
@@ -137,7 +138,10 @@ class PartCosts:
         )
 
     def ends(self, *, embed: bool, head: bool) -> Cost:
-        """What a stage has beside its layers: embedding, head with sampling, and workspace."""
+        """What a stage has beside its layers: embedding, head with sampling, and workspace.
+
+        The RoPE table, which each stage has, counts as workspace.
+        """
         seconds = 0.0
         if embed:  # rows are gathered
             hidden = self._config.hidden_size
@@ -145,9 +149,10 @@ class PartCosts:
         if head:  # logits are written once and read once
             logits = self._rows * self._config.vocab_size * _FLOAT32
             seconds += self._linear(LM_HEAD) + self._longer(2 * logits, 0)
+        workspace = workspace_bytes(self._config, self._rows if head else 0)
         return Cost(
             weight_bytes=self._loaded(range(0), embed=embed, head=head),
-            workspace_bytes=workspace_bytes(self._config, self._rows if head else 0),
+            workspace_bytes=workspace + rope_table_bytes(self._config, self._longest),
             picoseconds=_picoseconds(seconds),
         )
 

@@ -21,11 +21,13 @@ def place(
     mode: str | None,
     load: LoadOptions,
     *,
+    step: DecodeStep | None = None,
     here: bool = True,
 ) -> Placement:
     """The placement that the options ask for.
 
-    With `here`, its devices must be in this machine, and what is cut by weight and memory must fit.
+    Layers are cut for `step`, by default as loading does, unless `split` says how. With `here`, its
+    devices must be in this machine, and what is cut by weight and memory must fit.
 
     Raises:
         typer.BadParameter: an option is wrong, or contradicts another.
@@ -50,7 +52,7 @@ def place(
     if rule == "even" or count == 1:
         return placement
     profiles = cutting_profiles(stage_devices(placement, load.impl))
-    placement = balanced(source, placement, profiles, load)
+    placement = balanced(source, placement, profiles, load, step)
     if here:
         costs = stage_costs(source, placement, profiles, load, DecodeStep())
         require_room(placement, device_loads(costs, profiles))

@@ -35,7 +35,8 @@ class StepOptions:
         int,
         count(
             "--rows",
-            help="Sequences of the decode step whose time is predicted. [dim]Default: 16.[/]",
+            help="Sequences of the decode step whose time is predicted, and for which layers are "
+            "cut here. [dim]Default: 16, as loading does.[/]",
             show_default=False,
             rich_help_panel=SPLIT,
         ),
@@ -87,7 +88,8 @@ def plan(
     check_max_seq_len(source.config, precision)
     load = LoadOptions(**asdict(precision))
     decode_step = step_of(step, precision, source.config)
-    placement = place(source, split, mode.mode, load, here=False)
+    usual = step_of(StepOptions(), precision, source.config)
+    placement = place(source, split, mode.mode, load, step=decode_step, here=False)
     made = make_plan(source, placement, load, decode_step)
     expected = None
     if step.explain:
@@ -98,7 +100,7 @@ def plan(
         return
     to.out.print(str(placement), soft_wrap=True)
     to.out.print(as_table(made))
-    for line, style in remarks(made, decode_step):
+    for line, style in remarks(made, decode_step, usual if is_cut_by_weight(split) else None):
         to.out.print(line, style=style)
     if expected is not None:
         to.out.print(expectation_table(expected))
@@ -187,8 +189,20 @@ def expectation_table(expected: Explanation) -> Table:
     return table
 
 
-def remarks(made: PlacementPlan, step: DecodeStep) -> Iterator[tuple[str, str]]:
-    """Lines below the table, with the style of each; what does not fit comes last, in red."""
+def is_cut_by_weight(split: SplitOptions) -> bool:
+    """Whether the layers are cut by weight and memory."""
+    from pipeline.splits import split_rule
+
+    return split.splits is None or split_rule(split.splits) == "auto"
+
+
+def remarks(
+    made: PlacementPlan, step: DecodeStep, usual: DecodeStep | None
+) -> Iterator[tuple[str, str]]:
+    """Lines below the table, with the style of each; what does not fit comes last, in red.
+
+    `usual` is the step for which loading cuts; None if the layers of `made` were given.
+    """
     per_token = sum(stage.kv_bytes_per_token for stage in made.stages)
     yield (
         f"mode {made.placement.mode}; KV cache {made.kv_dtype} of {made.kv_tokens} tokens, "
@@ -197,6 +211,11 @@ def remarks(made: PlacementPlan, step: DecodeStep) -> Iterator[tuple[str, str]]:
     )
     yield f"times: a decode step of {step.rows} rows with {step.context} tokens each", "dim"
     if len(made.stages) > 1:
+        if usual == step:
+            yield "layers are cut for this step, as loading does", "dim"
+        elif usual is not None:
+            other = f"{usual.rows} rows with {usual.context} tokens each"
+            yield f"layers are cut for this step; loading cuts for {other}", "dim"
         yield f"slowest: stage {made.slowest}; imbalance {made.imbalance:.0%}", "dim"
     for profile in made.profiles:
         speed = f"{profile.bandwidth / 1e9:.0f} GB/s"

@@ -14,7 +14,7 @@ from kernels.errors import CapacityError, InvalidInputError
 from model.bundled_model import bundled_model_path
 from model.checkpoint import Checkpoint
 from model.config import LlamaConfig
-from model.stage import LlamaStage
+from model.stage import LlamaStage, StageSpec
 from model.weights import WeightSource
 from pipeline.balance import balanced, device_loads, imbalance, require_room, stage_costs
 from pipeline.device_profile import DeviceProfile
@@ -64,6 +64,31 @@ def test_the_head_counts_as_layers() -> None:
     assert counts(cut(source(), [CPU, CPU])) == [9, 7]
     assert counts(cut(source(), [CPU] * 4)) == [4, 5, 5, 2]
     assert counts(cut(source(), [replace(GPU, name=f"cuda:{i}") for i in range(4)])) == [5, 5, 5, 1]
+
+
+def test_the_longer_the_sequences_the_less_the_head_counts() -> None:
+    even = Placement.even(16, 2)
+    for context, expected in ((1, [10, 6]), (100_000, [8, 8])):
+        step = DecodeStep(16, context)
+        assert counts(balanced(source(), even, [CPU, CPU], LOAD, step)) == expected
+
+
+def test_a_stage_has_a_rope_table() -> None:
+    short, long = (
+        PartCosts(source(), CPU, replace(LOAD, max_seq_len=n), DecodeStep()).ends(
+            embed=False, head=False
+        )
+        for n in (1000, 3000)
+    )
+    small = replace(LLAMA_1B, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    stage = LlamaStage.load(
+        RandomWeights(small, 0, torch.bfloat16),
+        StageSpec(range(1), embed=False, head=False),
+        max_seq_len=3000,
+        kv_tokens=16,
+    )
+    assert stage._rope.nbytes == 3000 * 64 * 4
+    assert long.nbytes - short.nbytes == 2000 * 64 * 4
 
 
 def test_an_embedding_takes_memory_and_no_time() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from model import LlamaStage
 from pipeline import LlamaPipeline
+from pipeline.balance import balanced
+from pipeline.placement import Placement
+from pipeline.step_cost import DecodeStep
 from tests.pipeline.cli.running import document, invoke
 
 
@@ -45,6 +50,7 @@ def test_table() -> None:
     assert any(line.split()[:4] == ["1", "cpu", "2-3", "head"] for line in lines)
     assert any("bf16 of 4096 tokens, 2.0 KiB each" in line for line in lines)
     assert "times: a decode step of 16 rows with 512 tokens each" in lines
+    assert "layers are cut for this step, as loading does" in lines
     assert any(line.startswith("slowest: stage 1; imbalance ") for line in lines)
     assert any(line.startswith("cpu needs ") for line in lines)
     assert max(map(len, lines)) <= 80
@@ -78,6 +84,22 @@ def test_splits_by_hand_are_shown_like_those_by_weight() -> None:
 def test_layers_are_cut_by_weight_unless_told_otherwise(splits: list[str], ranges: str) -> None:
     stages = document(invoke("plan", "--json", *splits))["stages"]
     assert [f"{s['first_layer']}-{s['last_layer']}" for s in stages] == ranges.split()
+
+
+def test_the_cut_is_for_the_step_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[object] = []
+
+    def noted(*args: Any) -> Placement:
+        steps.append(args[-1])
+        return balanced(*args)
+
+    monkeypatch.setattr("pipeline.cli.placing.balanced", noted)
+    words = ("plan", "--stages", "2", "--rows", "3", "--context", "700")
+    assert invoke(*words).exit_code == 0
+    assert steps == [DecodeStep(3, 700)]
+    told = "layers are cut for this step; loading cuts for 16 rows with 512 tokens each"
+    assert told in invoke(*words).stdout.splitlines()
+    assert "layers are cut" not in invoke(*words, "--splits", "1,3").stdout
 
 
 def test_what_does_not_fit_is_shown_and_no_error() -> None:
