@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -12,12 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import combinations
 
 import pytest
 from torch.distributed import HashStore
 
-from kernels.errors import InvalidInputError
+from kernels.errors import InvalidInputError, LamellaError
+from pipeline.distributed.greetings import Greeting, greeting_of, hear
 from pipeline.distributed.heartbeat import Heartbeat, timeout_seconds
 from pipeline.distributed.mesh import Mesh, connect
 from pipeline.distributed.world import World
@@ -190,10 +193,84 @@ def test_processes_that_die_or_stop(number: signal.Signals) -> None:
         other.wait()
 
 
+class Meeting:
+    """Ranks that connect in threads of this process."""
+
+    def __init__(self, size: int) -> None:
+        self.store = HashStore()
+        self._size = size
+        self.made: dict[int, Mesh | LamellaError] = {}
+        self._threads: list[threading.Thread] = []
+
+    def start(self, rank: int) -> None:
+        def run() -> None:
+            world = World(rank, self._size, rank, self._size, "127.0.0.1", 1)
+            try:
+                self.made[rank] = connect(world, self.store, "127.0.0.1")
+            except LamellaError as error:
+                self.made[rank] = error
+
+        self._threads.append(threading.Thread(target=run, daemon=True))
+        self._threads[-1].start()
+
+    def driver(self) -> Greeting:
+        """What the driver wrote."""
+        while not self.store.check(["driver"]):
+            time.sleep(0.01)
+        return greeting_of(json.loads(self.store.get("driver")))
+
+    def end(self) -> dict[int, Mesh | LamellaError]:
+        for thread in self._threads:
+            thread.join(20)
+        for mesh in self.made.values():
+            for one in mesh.sockets.values() if isinstance(mesh, Mesh) else ():
+                one.close()
+        return self.made
+
+
+def test_strangers_on_the_port_hold_up_nobody() -> None:
+    meeting = Meeting(2)
+    meeting.start(0)
+    at = meeting.driver().at
+    strangers = [socket.create_connection(at) for _ in range(6)]
+    wrong = Greeting(1, ("127.0.0.1", 1), "host", "not the nonce")
+    for stranger, said in zip(
+        strangers, [b"", b"1\n", b'{"rank": 7}\n', b"[" * 4000 + b"\n", b"x" * 9000], strict=False
+    ):
+        stranger.sendall(said)
+    wrong.say(strangers[5])
+    start = time.monotonic()
+    meeting.start(1)
+    made = meeting.end()
+    assert time.monotonic() - start < 4, "the silent one was not waited for"
+    assert [type(made[rank]) for rank in (0, 1)] == [Mesh, Mesh]
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_a_rank_that_dies_while_all_connect_is_named_on_all() -> None:
+    meeting = Meeting(4)
+    for rank in (0, 1, 2):
+        meeting.start(rank)
+    driver = meeting.driver()
+    dying = socket.create_connection(driver.at)
+    Greeting(3, ("127.0.0.1", 1), "there", driver.nonce).say(dying)
+    assert hear(dying, 10) == {"epoch": 1}
+    assert len(hear(dying, 10)) == 4
+    dying.close()
+    start = time.monotonic()
+    made = meeting.end()
+    assert time.monotonic() - start < 4
+    told = {str(made[rank]) for rank in (0, 1, 2)}
+    assert told == {
+        "rank 3 (host there) is gone while the ranks connect: the other side closed the connection"
+    }
+
+
 def test_a_store_that_tells_of_dead_ranks_misleads_nobody() -> None:
     store = HashStore()
     _, gone = (s.getsockname() for s in socket_pair())
-    store.set("driver", f'{{"at": ["{gone[0]}", {gone[1]}]}}')
+    store.set("driver", json.dumps(asdict(Greeting(0, gone, "there", "nonce"))))
     store.add("epoch", 4)
     worlds = [World(rank, 3, rank, 3, "127.0.0.1", 1) for rank in range(3)]
     made: dict[int, Mesh] = {}
