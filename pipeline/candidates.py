@@ -31,7 +31,7 @@ class Candidate:
         return Arrangement.TURNS if self.mode is LlamaPipelineMode.BATCH else Arrangement.TOGETHER
 
     def __str__(self) -> str:
-        return self.mode if self == BATCH else f"{self.mode} {self.groups}"
+        return self.mode.value if self == BATCH else f"{self.mode} {self.groups}"
 
 
 BATCH = Candidate(LlamaPipelineMode.BATCH, 1)
