@@ -51,11 +51,6 @@ class Call:
         self.ended_ns = time.perf_counter_ns() if any(asked) else last
 
     @property
-    def done(self) -> bool:
-        """Whether all stages are through with all jobs."""
-        return all(job.done for job in self.jobs)
-
-    @property
     def failure(self) -> StageError | None:
         """What failed first, in the order of the jobs and of the stages."""
         return next((job.failure for job in self.jobs if job.failure is not None), None)

@@ -365,7 +365,12 @@ class LlamaPipeline:
         return None if self._steering.auto is None else self._steering.auto.explain()
 
     def timeline(self, last_s: float | None = None) -> Timeline:
-        """What every stage did when, over the last so many seconds of work, or all that is kept."""
+        """What every stage did when, over the last so many seconds of work, or all that is kept.
+
+        Raises `InvalidInputError` unless `last_s` is above 0.
+        """
+        if last_s is not None and not last_s > 0:
+            raise InvalidInputError(f"last_s is {last_s}; expected seconds above 0")
         timeline = self._engine.recorder.timeline()
         if last_s is None or last_s >= timeline.seconds:
             return timeline

@@ -77,11 +77,11 @@ def parse_bridge(name: str) -> StageBridge | None:
     return StageBridge(name)
 
 
-def resolve_bridge(name: str) -> Transport:
-    """The transport for a bridge's name; "auto" takes the host bridge.
+def parse_local_bridge(name: str) -> StageBridge | None:
+    """As `parse_bridge`, for stages of one process.
 
-    Raises `UnsupportedError` for a bridge that this release does not have, with the reason, and
-    `InvalidInputError` for an unknown name.
+    Raises `UnsupportedError` for the bridge between processes, and `InvalidInputError` for an
+    unknown name.
     """
     bridge = parse_bridge(name)
     if bridge is StageBridge.DISTRIBUTED:
@@ -89,4 +89,4 @@ def resolve_bridge(name: str) -> Transport:
             f"bridge {name!r} needs the processes of torchrun, one for each stage, and this is one "
             "process; start it as 'torchrun --nproc-per-node 2', or use 'host' or 'auto'"
         )
-    return Transport.of(bridge or StageBridge.HOST)
+    return bridge

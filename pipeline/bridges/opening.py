@@ -17,7 +17,7 @@ from pipeline.bridges.link import Link
 from pipeline.bridges.ring import Copier, RingLink
 from pipeline.bridges.streams import StreamCopier
 from pipeline.errors import BridgeError
-from pipeline.modes import StageBridge, parse_bridge, resolve_bridge
+from pipeline.modes import StageBridge, parse_bridge, parse_local_bridge
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _COPIES = {
@@ -74,8 +74,7 @@ def check_bridge(
     """Raise what `open_bridge` would, without opening anything; a single stage is checked too."""
     if dtype not in _DTYPES:
         raise InvalidInputError(f"bridge dtype is {dtype!r}; expected one of {list(_DTYPES)}")
-    resolve_bridge(name)
-    asked = parse_bridge(name)
+    asked = parse_local_bridge(name)
     if asked is None:
         return
     ends = [_with_index(device) for device in devices]

@@ -75,11 +75,6 @@ class RingLink:
         """Bytes that cross the link for `rows` rows."""
         return rows * self._row_bytes
 
-    @property
-    def idle(self) -> bool:
-        """Whether every slot is free and nothing is on its way; only while neither side works."""
-        return self._free.qsize() == SLOTS and self._passed.empty()
-
     # The sender's side
 
     def acquire(self) -> int:

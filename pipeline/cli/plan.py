@@ -176,16 +176,18 @@ def as_table(made: PlacementPlan) -> Table:
 
 
 def expectation_table(expected: Explanation) -> Table:
-    """One row per mode and number of groups."""
+    """One row per mode and number of groups; nothing is measured here."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     headings, rows = expected.table()
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if 0 < place < len(headings) - 1 else "left")
+    shown = [place for place, heading in enumerate(headings) if not heading.startswith("measured")]
+    for place in shown:
+        inner = 0 < place < len(headings) - 1
+        table.add_column(headings[place], justify="right" if inner else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[place] for place in shown))
     return table
 
 

@@ -313,3 +313,10 @@ def test_groups_are_for_continuous_mode_alone(mode: str) -> None:
         LlamaPipeline(parity_stages([2, 1]), placement, groups=3)
     with pytest.raises(InvalidInputError, match=what):
         LlamaPipeline.from_pretrained("/no/such/folder", stages=2, mode=mode, groups=3)
+
+
+@pytest.mark.parametrize("last_s", [0, -1, float("nan")])
+def test_a_timeline_of_no_time_is_refused(last_s: float, pipeline: LlamaPipeline) -> None:
+    with pytest.raises(InvalidInputError, match=f"last_s is {last_s}; expected seconds above 0"):
+        pipeline.timeline(last_s)
+    assert pipeline.timeline(1e-9).seconds == pytest.approx(1e-9)

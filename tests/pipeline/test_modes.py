@@ -13,7 +13,7 @@ from pipeline.modes import (
     StageBridge,
     Transport,
     parse_bridge,
-    resolve_bridge,
+    parse_local_bridge,
 )
 
 
@@ -52,11 +52,6 @@ def test_names_are_plain_strings() -> None:
     assert f"{LlamaPipelineMode.BATCH}" == "batch"
 
 
-def test_auto_and_host_take_the_host_bridge() -> None:
-    assert resolve_bridge("auto").stage_bridge is StageBridge.HOST
-    assert resolve_bridge("host").stage_bridge is StageBridge.HOST
-
-
 @pytest.mark.parametrize("bridge", StageBridge)
 def test_every_bridge_has_a_transport_of_its_name(bridge: StageBridge) -> None:
     transport = Transport.of(bridge)
@@ -64,21 +59,21 @@ def test_every_bridge_has_a_transport_of_its_name(bridge: StageBridge) -> None:
     assert transport.stage_bridge is bridge
 
 
-@pytest.mark.parametrize("name", ["cuda_peer", "cuda_device_staged"])
-def test_bridges_between_devices_are_known(name: str) -> None:
-    assert resolve_bridge(name).stage_bridge == name
-    assert parse_bridge(name) is StageBridge(name)
+@pytest.mark.parametrize("name", ["host", "cuda_peer", "cuda_device_staged"])
+def test_bridges_within_a_process_are_known(name: str) -> None:
+    assert parse_local_bridge(name) is parse_bridge(name) is StageBridge(name)
 
 
 def test_a_bridge_that_cannot_be_had_says_why() -> None:
-    with pytest.raises(UnsupportedError, match="bridge 'distributed' needs the processes of torchrun"):
-        resolve_bridge("distributed")
+    what = "bridge 'distributed' needs the processes of torchrun"
+    with pytest.raises(UnsupportedError, match=what):
+        parse_local_bridge("distributed")
 
 
 def test_auto_is_left_to_the_devices() -> None:
-    assert parse_bridge("auto") is None
+    assert parse_bridge("auto") is parse_local_bridge("auto") is None
 
 
 def test_an_unknown_bridge_names_those_there_are() -> None:
     with pytest.raises(InvalidInputError, match=r"bridge is 'rope'.*'host', 'cuda_peer'"):
-        resolve_bridge("rope")
+        parse_local_bridge("rope")

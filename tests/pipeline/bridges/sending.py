@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.bridges.host import HostCopier
-from pipeline.bridges.link import BridgeTiming, Link
+from pipeline.bridges.link import SLOTS, BridgeTiming, Link
 from pipeline.bridges.ring import RingLink
 from pipeline.modes import StageBridge
 
@@ -21,6 +21,11 @@ def rows_of(seed: int, rows: int, hidden_size: int = 8) -> torch.Tensor:
     """Random rows, float32 [rows, hidden_size]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, hidden_size, generator=generator)
+
+
+def idle(link: RingLink) -> bool:
+    """Whether every slot is free and nothing is on its way; only while neither side works."""
+    return link._free.qsize() == SLOTS and link._passed.empty()
 
 
 def send(link: Link, hidden: torch.Tensor) -> BridgeTiming:

@@ -18,7 +18,7 @@ from pipeline.bridges.streams import StreamCopier
 from pipeline.errors import BridgeError
 from pipeline.modes import StageBridge
 from tests.pipeline.bridges.fake_cuda import FakeCuda
-from tests.pipeline.bridges.sending import CPU, host_link, receive, rows_of, send
+from tests.pipeline.bridges.sending import CPU, host_link, idle, receive, rows_of, send
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -95,13 +95,13 @@ def test_the_probe_names_the_link_and_leaves_links_idle() -> None:
     bridge = Bridge(links, 8, [CPU] * 4)
     bridge.probe()
     bridge.probe()
-    assert all(link.idle for link in links)
+    assert all(idle(link) for link in links)
     send(links[0], rows_of(0, 2))  # the tickets of the probe are over
     receive(links[0])
     links[1]._copier.write = lambda slot, hidden: BridgeTiming()  # type: ignore[method-assign]
     with pytest.raises(BridgeError, match="from stage 1 to stage 2"):
         bridge.probe()
-    assert all(link.idle for link in links)
+    assert all(idle(link) for link in links)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -242,7 +242,7 @@ def test_a_probe_that_fails_to_fill_frees_its_slot() -> None:
     links = [host_link(hidden_size=4)]
     with pytest.raises(InvalidInputError):
         Bridge(links, 8, [CPU] * 2).probe()
-    assert links[0].idle
+    assert idle(links[0])
 
 
 def test_links_have_two_slots() -> None:

@@ -19,7 +19,7 @@ from pipeline.bridges.link import SLOTS, BridgeTiming
 from pipeline.bridges.ring import RingLink
 from pipeline.errors import BridgeError
 from pipeline.modes import StageBridge
-from tests.pipeline.bridges.sending import host_link, receive, rows_of, send
+from tests.pipeline.bridges.sending import host_link, idle, receive, rows_of, send
 
 PAUSE_S = 5e-4
 
@@ -54,7 +54,7 @@ def test_a_receiver_that_fails_frees_its_slot(link: RingLink) -> None:
         send(link, torch.zeros(1, 8))
         with pytest.raises(KeyError), link.receive(link.wait()):
             raise KeyError
-    assert link.idle
+    assert idle(link)
 
 
 def test_a_slot_that_could_not_be_filled_is_given_back(link: RingLink) -> None:
@@ -63,7 +63,7 @@ def test_a_slot_that_could_not_be_filled_is_given_back(link: RingLink) -> None:
         with pytest.raises(InvalidInputError, match=r"float32 \[2, 4\]; expected .* \[rows, 8\]"):
             link.fill(slot, torch.zeros(2, 4))
         link.give_back(slot)
-    assert link.idle
+    assert idle(link)
 
 
 def test_only_float32_is_taken(link: RingLink) -> None:
@@ -84,7 +84,7 @@ def test_notes_come_in_turn_and_take_no_slot(link: RingLink) -> None:
     assert receive(link).eq(1).all()
     note = link.wait()
     assert (note.note, note.ticket) == (notes[-1], len(notes) + 1)
-    assert link.idle
+    assert idle(link)
 
 
 def test_a_note_cannot_be_received(link: RingLink) -> None:
@@ -105,7 +105,7 @@ def test_a_hand_over_out_of_turn_is_refused_and_frees_its_slot(link: RingLink) -
     assert link._free.qsize() == SLOTS - 1
     with pytest.raises(BridgeError, match="1 came where 3"), link.receive(lost):
         pass
-    assert link.idle
+    assert idle(link)
 
 
 def test_a_note_out_of_turn_is_refused(link: RingLink) -> None:
@@ -189,7 +189,7 @@ def test_no_slot_is_lost_where_copying_fails(fails: str) -> None:
     copier.fails = ""
     send(link, torch.ones(3, 8))
     assert receive(link).eq(1).all()
-    assert link.idle
+    assert idle(link)
 
 
 @dataclass(frozen=True)
@@ -262,4 +262,4 @@ def test_everything_arrives_in_order_bit_for_bit(items: list[Item]) -> None:
                 if item.body_fails:
                     raise KeyError
     sender.join()
-    assert link.idle
+    assert idle(link)

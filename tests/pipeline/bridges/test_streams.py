@@ -15,7 +15,7 @@ from pipeline.bridges.ring import RingLink
 from pipeline.bridges.streams import StreamCopier
 from pipeline.modes import StageBridge
 from tests.pipeline.bridges.fake_cuda import FakeCuda
-from tests.pipeline.bridges.sending import CPU, rows_of
+from tests.pipeline.bridges.sending import CPU, idle, rows_of
 
 GPU, OTHER_GPU = torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -107,7 +107,7 @@ class Exercise:
         while not self.link._passed.empty():
             self.receive()
         self.cuda.run_all()
-        assert self.link.idle
+        assert idle(self.link)
 
     @property
     def is_right(self) -> bool:

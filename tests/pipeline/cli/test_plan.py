@@ -151,6 +151,8 @@ def test_explain_says_what_each_mode_is_expected_to_take() -> None:
     assert result.exit_code == 0
     for word in ("batch", "overlapped", "continuous", "chosen:", "slower"):
         assert word in result.stdout
+    [headings] = [line.split() for line in result.stdout.splitlines() if "predicted" in line]
+    assert headings == ["mode", "groups", "predicted", "ms", "tokens/s", "why"]
     assert max(map(len, result.stdout.splitlines())) <= 80
     expected = document(invoke("plan", "--json", "--stages", "2", "--explain"))["expected"]
     assert expected["mode"] in ("batch", "overlapped", "continuous")
