@@ -54,7 +54,7 @@ class StepOptions:
         bool,
         flag(
             "--explain",
-            help="Show what each mode is expected to take, which is where auto starts from.",
+            help="Show what each mode is expected to take. Mode auto measures instead.",
             rich_help_panel=SPLIT,
         ),
     ] = False

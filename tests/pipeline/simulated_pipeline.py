@@ -63,7 +63,7 @@ class Simulated:
         self.cycles += 1
         start = self.now
         sizes = _sizes(rows, candidate.groups)
-        if candidate != self._running or len(sizes) != len(self._ready) or candidate == BATCH:
+        if candidate != self._running or len(sizes) != len(self._ready):
             self._drain(len(sizes))  # all groups come home before anything else starts
         self._running = candidate
         if candidate.mode is LlamaPipelineMode.OVERLAPPED:

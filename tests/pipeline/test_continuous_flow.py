@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -115,3 +116,21 @@ def test_a_finished_sequence_is_replaced_while_others_are_under_way() -> None:
     rows = [rows for name, rows in stages[0].calls if name == "decode_tokens"]
     assert sum(rows) == 12 * 3
     assert max(rows) == 2  # two groups of two
+
+
+def test_auto_finds_groups_where_prompts_come_in_at_every_step() -> None:
+    """No cycle is without a prefill, so that times of stages have to do."""
+    seconds = {}
+    for mode in ("batch", "continuous", "auto"):
+        pipeline, stages = sleeping(2, mode)
+        for stage in stages:
+            stage.seconds = lambda rows: 0.002 + 0.0005 * rows
+        prompts = [[stops_after(2 + n % 8, 7)] for n in range(64)]
+        with pipeline:
+            for _ in range(2):  # the second run is warm
+                start = time.perf_counter()
+                pipeline.generate(prompts, max_new_tokens=10, max_batch=16, stop_token_ids=[7])
+                seconds[mode] = time.perf_counter() - start
+            steps = pipeline.cache_metrics_snapshot()["pipeline_mode"]["steps"]
+    assert sum(steps.values()) > 2 * steps["batch"]
+    assert seconds["auto"] <= 1.1 * min(seconds["batch"], seconds["continuous"])

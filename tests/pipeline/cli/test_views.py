@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.cli.metrics_table import metrics_table
+from pipeline.cli.metrics_table import cycle_row, metrics_table
 from pipeline.cli.options import OutputOptions
 from pipeline.cli.output import Output
 from pipeline.cli.text import harmless, last_line
@@ -71,3 +71,15 @@ def test_metrics_without_a_decode_call() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(metrics_table(metrics))
     assert "no calls" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_cycle_shown_is_of_the_way_that_made_most_tokens() -> None:
+    tail = {"mode": "batch", "groups": 1, "predicted_cycle_us": None, "measured_cycle_us": 900}
+    most = {
+        "mode": "continuous",
+        "groups": 2,
+        "predicted_cycle_us": 3500,
+        "measured_cycle_us": 3600,
+    }
+    row = cycle_row({**tail, "most": most, "steps": {"continuous 2": 138, "batch": 4}})
+    assert row == ("cycle", "", "3.6 ms", "mostly continuous in 2 groups; predicted 3.5 ms")
