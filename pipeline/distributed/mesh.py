@@ -107,6 +107,12 @@ def _gather(
             for connection in sockets.values():
                 with suppress(OSError):
                     say(connection, {"lost": lost.args})
+                    connection.shutdown(socket.SHUT_WR)
+            for connection in sockets.values():  # closing with something unread would reset it
+                with suppress(OSError):
+                    connection.settimeout(1.0)
+                    while connection.recv(4096):
+                        pass
             raise RankLostError(*lost.args) from lost.__cause__
     return Mesh(0, epoch, hosts, sockets)
 
@@ -132,6 +138,8 @@ def _join(
                 lost = (one.rank, one.host, f"cannot be reached: {error}")
                 with suppress(OSError):
                     say(driver, {"lost": lost})
+                # The driver says which rank all are to name, maybe another.
+                _hear(0, host, driver, GREETING_SECONDS)
                 raise _Lost(*lost) from error
         deadline = time.monotonic() + STARTUP_SECONDS
         with closing(Reception(listener, nonce, range(me + 1, world.size))) as reception:
@@ -142,7 +150,8 @@ def _join(
                 if readable:  # it speaks before this rank did: of a loss
                     _hear(0, host, driver, GREETING_SECONDS)
                 sockets.update({greeting.rank: connection for greeting, connection in came})
-        _tell(0, host, driver, {"rank": me})
+        with suppress(OSError):  # why, is still to be heard
+            say(driver, {"rank": me})
         _hear(0, host, driver, STARTUP_SECONDS)
     except _Lost as lost:
         raise RankLostError(*lost.args) from lost.__cause__
