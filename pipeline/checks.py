@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kernels.errors import InvalidInputError, UnsupportedError
 from pipeline.devices import check_ordinals
 from pipeline.interfaces import Stage
+from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement, StagePlacement
 from pipeline.splits import check_ranges
 
@@ -21,13 +22,14 @@ _SHARED = (
 
 
 def placement_of(stages: Sequence[Stage]) -> Placement:
-    """The stages as they are, on the devices they are on, in the default mode."""
+    """The stages as they are, on the devices they are on, in mode "auto"."""
     if not stages:
         raise InvalidInputError("LlamaPipeline requires at least one stage")
     ordinals = [stage.device.index if stage.device.type == "cuda" else None for stage in stages]
     ranges = [stage.spec.layers for stage in stages]
     check_ranges(ranges, stages[0].config.num_hidden_layers)
-    return Placement.from_splits(stages[0].config.num_hidden_layers, ranges, ordinals)
+    layers = stages[0].config.num_hidden_layers
+    return Placement.from_splits(layers, ranges, ordinals, LlamaPipelineMode.AUTO)
 
 
 def check_stages(stages: Sequence[Stage], placement: Placement) -> None:

@@ -56,7 +56,7 @@ class LlamaPipeline:
 
     Args:
         stages: the model's stages, in order.
-        placement: where they are and the mode; by default as they are, in the default mode.
+        placement: where they are and the mode; by default as they are, in mode "auto".
         threads: intra-op threads, for all stages or one number each. By default every stage gets
             all usable cores while the stages run in turn, and they share them while they run at
             once.

@@ -52,7 +52,9 @@ class Placement:
         ordinals: Sequence[int | None] | None = None,
         mode: LlamaPipelineMode | str | None = None,
     ) -> Placement:
-        """Even by layer count; `mode=None` takes the default for the number of stages.
+        """Even by layer count; `mode=None` is `LlamaPipelineMode.default_for_stage_count`.
+
+        That is the origin's choice; `LlamaPipeline` and the command take "auto" by default.
 
         Raises `InvalidInputError` if there are fewer layers than stages.
         """
@@ -67,6 +69,8 @@ class Placement:
         mode: LlamaPipelineMode | str | None = None,
     ) -> Placement:
         """Layer counts (`[1, 2]`, "1,2"), inclusive ranges ("0-0,1-2") or range objects.
+
+        `mode=None` is as for `even`.
 
         Raises `InvalidInputError` that names the stage for gaps, overlaps and wrong totals.
         """

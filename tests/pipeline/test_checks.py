@@ -11,6 +11,7 @@ import torch
 
 from kernels.errors import InvalidInputError, UnsupportedError
 from pipeline.llama_pipeline import LlamaPipeline
+from pipeline.modes import LlamaPipelineMode
 from pipeline.placement import Placement, StagePlacement
 from tests.pipeline.fake_stage import FakeStage, fake_config, fake_stages
 
@@ -30,6 +31,13 @@ def changed(stage: FakeStage, **changes: object) -> FakeStage:
 def test_no_stages() -> None:
     refused("LlamaPipeline requires at least one stage", [])
     refused("LlamaPipeline requires at least one stage", [], Placement.even(2, 2))
+
+
+def test_without_a_placement_stages_are_where_they_are_in_mode_auto() -> None:
+    for layers in ([3], [1, 2], [1, 1, 1]):
+        with LlamaPipeline(fake_stages(layers), threads=1) as pipeline:
+            assert pipeline.placement.mode is LlamaPipelineMode.AUTO
+            assert [len(stage.layers) for stage in pipeline.placement.stages] == layers
 
 
 def test_a_placement_of_another_number_of_stages() -> None:

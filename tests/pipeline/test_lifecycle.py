@@ -96,7 +96,7 @@ def test_closing_from_another_thread_ends_the_call_under_way() -> None:
 
 def test_close_gives_up_on_work_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = fake_stages([1, 1])
-    pipeline = LlamaPipeline(stages, threads=1)
+    pipeline = LlamaPipeline(stages, Placement.even(2, 2), threads=1)
     release = threading.Event()
     pipeline._engine.line._crew.submit(1, release.wait)
     crew_close = type(pipeline._engine.line._crew).close
