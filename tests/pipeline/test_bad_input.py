@@ -242,7 +242,7 @@ def test_decoding_an_unknown_id_at_position_0_begins_it(pipeline: LlamaPipeline)
 def test_stages_that_no_longer_agree_are_named(pipeline: LlamaPipeline) -> None:
     pipeline.stages[1].truncate("a", 2)  # past the pipeline
     for call in (lambda: pipeline.prefill("a", [1]), lambda: pipeline.decode("a", 1, 3)):
-        with pytest.raises(StageError, match="stage 1 failed in .*'a' is at length 2, got .* 3"):
+        with pytest.raises(StageError, match=r"stage 1 failed in .*'a' is at length 2, got .* 3"):
             call()
     pipeline.release("a")
     assert pipeline.cache_len("a") == 0
