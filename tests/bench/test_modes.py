@@ -28,7 +28,7 @@ def test_autos_cold_run_is_told_beside_the_warm_ones() -> None:
         "continuous 2": Told(0.010),
         "auto": Told(0.030, 0.025, 0.011),
     }
-    row = compare(runners, 8, 3)
+    row = compare(runners, 8, 1)
     assert row["best_fixed"] == "continuous 2"
     assert row["auto_behind_best"] == pytest.approx(0.1)
     assert row["auto_cold_ms"] == pytest.approx(30)
