@@ -62,7 +62,7 @@ def evaluate(
     from pipeline.cli.output import Output
     from pipeline.cli.progress import progress_bar
     from pipeline.cli.prompts import read_text
-    from pipeline.cli.ranks import ran_a_stage
+    from pipeline.cli.ranks import ran_a_stage, telling_the_others
     from pipeline.cli.request import Request
     from pipeline.perplexity import perplexity
 
@@ -70,7 +70,8 @@ def evaluate(
     request = Request(model, split, RunModeOptions(), compute, precision)
     if ran_a_stage(request):
         return
-    text = read_text(text_file or HELD_OUT)
+    with telling_the_others():
+        text = read_text(text_file or HELD_OUT)
     with open_pipeline(request, to) as pipeline:
         start = time.perf_counter()
         if window is not None and window > pipeline.kv_capacity():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.cli.output import Output
 from pipeline.cli.overriding import overriding, resolved_impl
 from pipeline.cli.placing import place
 from pipeline.cli.progress import loading
-from pipeline.cli.ranks import joint_options, world_here
+from pipeline.cli.ranks import joint_options, telling_the_others, world_here
 from pipeline.cli.request import ALONE, Request, load_options
 from pipeline.cli.sizes import seconds_text
 from pipeline.cli.stage_plan import check_max_seq_len
@@ -39,20 +39,21 @@ def open_pipeline(request: Request, to: Output) -> Iterator[LlamaPipeline]:
         typer.BadParameter: an option does not fit the model; before anything is loaded.
         LamellaError: what the model and the pipeline raise.
     """
-    folder = checkpoint_folder(request.model.model)
-    source = Checkpoint.open(folder)
-    check_max_seq_len(source.config, request.precision)
-    load = LoadOptions(resolved_impl(request.compute), **asdict(request.precision))
     world = world_here() if request.compute.bridge != ALONE else None
     start: Callable[[], LlamaPipeline]
-    if world is not None:
-        start = partial(_join, folder, joint_options(request, world), to)
-    else:
-        placement = place(source, request.split, request.mode.mode, load)
-        devices = resolve_devices(placement.stage_device_ordinals, load.impl)
-        with blaming("--bridge", request.compute.bridge):
-            check_bridge(request.compute.bridge, devices, request.compute.bridge_dtype)
-        start = partial(_load, folder, source, placement, request, to)
+    with telling_the_others() if world is not None else nullcontext():
+        folder = checkpoint_folder(request.model.model)
+        source = Checkpoint.open(folder)
+        check_max_seq_len(source.config, request.precision)
+        load = LoadOptions(resolved_impl(request.compute), **asdict(request.precision))
+        if world is not None:
+            start = partial(_join, folder, joint_options(request, world), to)
+        else:
+            placement = place(source, request.split, request.mode.mode, load)
+            devices = resolve_devices(placement.stage_device_ordinals, load.impl)
+            with blaming("--bridge", request.compute.bridge):
+                check_bridge(request.compute.bridge, devices, request.compute.bridge_dtype)
+            start = partial(_load, folder, source, placement, request, to)
     with overriding(request.compute), raising_interrupts(), start() as pipeline:
         to.remark(describe(pipeline))
         yield pipeline

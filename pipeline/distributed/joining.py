@@ -21,7 +21,7 @@ from pipeline.distributed.board import Board, patiently
 from pipeline.distributed.channels import Channels, open_channels
 from pipeline.distributed.clocks import measure_offsets
 from pipeline.distributed.description import check_agreement, describe
-from pipeline.distributed.heartbeat import Heartbeat, timeout_seconds
+from pipeline.distributed.heartbeat import TIMEOUT, Heartbeat, timeout_seconds
 from pipeline.distributed.links import ReceiveLink, SendLink
 from pipeline.distributed.mesh import Mesh, connect
 from pipeline.distributed.ports import ReceivePort, SendPort
@@ -87,10 +87,14 @@ def join(
     """
     if not torch.distributed.is_available():
         raise UnsupportedError("this PyTorch was built without torch.distributed")
-    request.check_count(world)
-    # Nobody is asked for memory or devices of other machines.
-    check_bridge("host", [torch.device("cpu")] * world.size, request.bridge_dtype)
-    timeout = timeout_seconds()
+    timeout = TIMEOUT
+    try:
+        request.check_count(world)
+        # Nobody is asked for memory or devices of other machines.
+        check_bridge("host", [torch.device("cpu")] * world.size, request.bridge_dtype)
+        timeout = timeout_seconds()
+    except LamellaError as error:  # the others hear of it, too
+        failed = failed or error
     everyone = world.open_store()
     heart = None
     try:

@@ -26,6 +26,7 @@ class Ranks:
         timeout: of the heartbeat, in seconds.
         address: where rank 0 has the store.
         hosts: what comes before each rank's command, such as `ip netns exec`.
+        module: to run, and arguments that come before the cases.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Ranks:
         timeout: str = CALM,
         address: str = "127.0.0.1",
         hosts: Sequence[Sequence[str]] | None = None,
+        module: Sequence[str] = ("tests.pipeline.distributed.rank_main",),
     ) -> None:
         port = free_port()
         self.processes: list[subprocess.Popen[str]] = []
@@ -49,7 +51,7 @@ class Ranks:
                 "MASTER_PORT": str(port),
                 "LAMELLA_HEARTBEAT_TIMEOUT": timeout,
             }
-            command = [sys.executable, "-m", "tests.pipeline.distributed.rank_main"]
+            command = [sys.executable, "-m", *module]
             self.processes.append(
                 subprocess.Popen(
                     [*(hosts[rank] if hosts else ()), *command, json.dumps(cases)],

@@ -116,6 +116,7 @@ def test_what_is_wrong_on_one_rank_is_said_on_all(size: int) -> None:
         ({"load": {"stages": 3}}, "3 stages were asked for, but torchrun started 2 processes"),
         ({"only": {"1": {"block_size": 32}}}, "options.block_size of rank 1"),
         ({"only": {"1": {"path": "/nowhere"}}}, "/nowhere"),
+        ({"only": {"1": {"stages": 4}}}, "4 stages were asked for"),
     ]
     with Ranks([one | {"do": "generate"} for one, _ in wrong], size) as ranks:
         ends = ranks.ends(range(size))
@@ -125,3 +126,13 @@ def test_what_is_wrong_on_one_rank_is_said_on_all(size: int) -> None:
             assert message in err
     assert "it is 16" in ends[0][2]
     assert "rank 1 (host" in ends[0][2]
+
+
+def test_what_fails_before_a_rank_joins_is_told_to_the_others() -> None:
+    command = ("pipeline", "generate", "--prompts-file", "/nowhere.txt")
+    with Ranks([], module=command) as ranks:
+        driver, other = ranks.ends(range(2))
+    assert (driver[0], other[0]) == (1, 1)
+    assert driver[2] == "error: /nowhere.txt: No such file or directory\n"
+    assert "rank 0 (host" in other[2]
+    assert "/nowhere.txt" in other[2]
