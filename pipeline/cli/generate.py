@@ -76,27 +76,34 @@ def generate(
     from pipeline.cli.opening import open_pipeline
     from pipeline.cli.output import Output
     from pipeline.cli.prompts import collect_prompts
-    from pipeline.cli.ranks import ran_a_stage, recovering
+    from pipeline.cli.ranks import ran_a_stage, recovering, telling_the_others
     from pipeline.cli.request import Request
 
     to = Output(output, progress)
-    params = sampling.params()
     request = Request(model, split, mode, compute, precision)
+    with telling_the_others():
+        params = sampling.params()
     if ran_a_stage(request):  # before standard input is read, which all processes share
         return
     demo = None if model.model else DEMO_PROMPTS
-    texts = collect_prompts(prompts or [], prompts_file, demo, to.remark)
-    with (
-        seeing(see, to) as seen,
-        open_pipeline(request, to) as pipeline,
-        seen.watching(pipeline.timeline, pipeline.cache_metrics_snapshot),
-        recovering((texts, chat, limits, params, model, precision, compute.impl), to) as recovery,
-    ):
-        result = run(pipeline, texts, limits, params, chat, to, recovery)
-    if to.wants_json:
-        to.document({"completions": documents(result, texts), "metrics": result.metrics})
-    else:
-        to.remark_on(metrics_table(result.metrics))
+    asked = (prompts, prompts_file, chat, limits, params, model, precision, compute.impl)
+    with recovering(asked, to) as recovery:
+        with telling_the_others():
+            texts = recovery.prompts(
+                lambda: collect_prompts(prompts or [], prompts_file, demo, to.remark)
+            )
+        with (
+            seeing(see, to) as seen,
+            open_pipeline(request, to) as pipeline,
+            seen.watching(pipeline.timeline, pipeline.cache_metrics_snapshot),
+        ):
+            if recovery.printed:  # the other processes were started anew, too, and may end now
+                return
+            result = run(pipeline, texts, limits, params, chat, to, recovery)
+        if to.wants_json:
+            to.document({"completions": documents(result, texts), "metrics": result.metrics})
+        else:
+            to.remark_on(metrics_table(result.metrics))
 
 
 def run(
@@ -109,7 +116,7 @@ def run(
     recovery: Recovery,
 ) -> GenerationResult:
     """Continue the texts and show what comes."""
-    from pipeline.cli.views.choose import view_for
+    from pipeline.cli.views.choose import view_for, write_all
     from pipeline.cli.views.row import Row
 
     rows = [Row(number, text) for number, text in enumerate(texts, 1)]
@@ -122,12 +129,14 @@ def run(
         prefill_chunk=limits.prefill_chunk,
         drawn=recovery.drawn,
     ) as stream:
-        with view_for(to, rows, limits.max_new_tokens) as view:
+        with view_for(to, rows, limits.max_new_tokens, silent=recovery.possible) as view:
             for event in stream:
                 recovery.note(event.index, event.token)
                 row = rows[event.index]
                 row.take(event)
                 view.update(row, event.text)
+        if recovery.possible and not to.wants_json:
+            write_all(to, rows)
         return stream.result()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,31 @@ def ran_a_stage(request: Request) -> bool:
     from pipeline.cli.overriding import overriding
     from pipeline.distributed import serve
 
+    with telling_the_others():
+        folder = checkpoint_folder(request.model.model)
+        options = joint_options(request, world)
     with overriding(request.compute):
-        serve(checkpoint_folder(request.model.model), **joint_options(request, world))
+        serve(folder, **options)
     return True
+
+
+@contextmanager
+def telling_the_others() -> Iterator[None]:
+    """Let the other processes hear of what fails here before this one joins them.
+
+    They would wait for it, for minutes where no agent of theirs ends them.
+    """
+    try:
+        yield
+    except Exception as error:
+        world = world_here()
+        if world is None:
+            raise
+        from pipeline.distributed.joining import join
+        from pipeline.distributed.request import LoadRequest
+
+        join(world, LoadRequest(), lambda _: None, error)  # raises it, once all are told
+        raise
 
 
 def joint_options(request: Request, world: World) -> dict[str, Any]:
@@ -81,7 +103,9 @@ def recovering(run: Sequence[Any], to: Output) -> Iterator[Recovery]:
     journal = Journal(world, hashlib.sha256(repr(run).encode()).hexdigest())
     if journal.foreign:
         to.remark("an earlier start left tokens of other prompts or options; they are ignored")
-    if journal.drawn:
+    if journal.printed:
+        to.remark("an earlier start printed all of this; nothing is left to do")
+    elif journal.drawn:
         tokens = sum(map(len, journal.drawn.values()))
         to.remark(f"recovered {tokens} tokens of {len(journal.drawn)} prompts after a restart")
     finished = False
@@ -93,13 +117,32 @@ def recovering(run: Sequence[Any], to: Output) -> Iterator[Recovery]:
 
 
 class Recovery:
-    """Tokens of an earlier start, and where those of this one go."""
+    """Tokens of an earlier start, and where those of this one go.
+
+    Attributes:
+        possible: whether there may be a restart; a text is then shown when all are complete, so
+            that none is shown twice.
+        printed: whether an earlier start showed all.
+        drawn: tokens of each prompt.
+    """
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
+        self.possible = journal is not None
+        self.printed = journal is not None and journal.printed
         drawn = {} if journal is None else journal.drawn
         self.drawn: Mapping[int, Sequence[int]] = drawn
         self._known = {prompt: len(tokens) for prompt, tokens in drawn.items()}
+
+    def prompts(self, read: Callable[[], list[str]]) -> list[str]:
+        """The prompts of the earlier start, else what is read now, which is kept."""
+        if self._journal is None:
+            return read()
+        if self._journal.prompts is None:
+            prompts = read()
+            self._journal.keep(prompts)
+            return prompts
+        return self._journal.prompts
 
     def note(self, prompt: int, token: int | None) -> None:
         """Keep a token that came, unless it is one that was kept already."""

@@ -2,20 +2,23 @@
 
 torchrun's agent keeps a store that stays when it starts its processes anew. The driver appends
 every token to a log there, in a thread of its own; after a restart it prefills what the log has.
+Beside it are the prompts, as standard input gives them once, and whether all has been printed.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 from pipeline.distributed.world import World
 
 _ENTRY = struct.Struct("<qq")  # prompt, token
-_OWNER, _LOG = "owner", "log"
+_OWNER, _LOG, _PROMPTS, _PRINTED = _KEYS = ("owner", "log", "prompts", "printed")
 
 
 class Journal:
@@ -24,6 +27,12 @@ class Journal:
     Args:
         world: whose store has the log.
         run: says which prompts and options the log is of.
+
+    Attributes:
+        foreign: whether an earlier start left something of another run.
+        drawn: tokens of each prompt by number, of earlier starts.
+        prompts: what an earlier start kept, or None.
+        printed: whether an earlier start got to the end.
     """
 
     def __init__(self, world: World, run: str) -> None:
@@ -33,27 +42,38 @@ class Journal:
         self._store: Any = PrefixStore("lamella/journal", world.open_store())
         self.foreign = False
         self.drawn: Mapping[int, Sequence[int]] = {}
-        if self._store.check([_OWNER]):
-            self.foreign = self._store.get(_OWNER).decode() != run
-            if not self.foreign:
-                self.drawn = self._read()
-        if not self.drawn:
-            self._clear()
+        self.prompts: list[str] | None = None
+        self.printed = False
+        owner = self._get(_OWNER)
+        if owner == run.encode():
+            self.drawn = self._read()
+            self.printed = self._get(_PRINTED) is not None
+            if (prompts := self._get(_PROMPTS)) is not None:
+                self.prompts = json.loads(prompts)
+        else:
+            self.foreign = owner is not None
+            for key in _KEYS:
+                self._store.delete_key(key)
             self._store.set(_OWNER, run)
         self._entries: SimpleQueue[bytes | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="lamella-journal", daemon=True)
         self._thread.start()
+
+    def keep(self, prompts: list[str]) -> None:
+        """Write down the prompts."""
+        self._store.set(_PROMPTS, json.dumps(prompts))
 
     def note(self, prompt: int, token: int) -> None:
         """Append a token; never waits."""
         self._entries.put(_ENTRY.pack(prompt, token))
 
     def close(self, *, finished: bool) -> None:
-        """Write what is still to be written, or, when all is finished, forget the run."""
+        """Write what is still to be written and, when all is finished, that it was printed."""
         self._entries.put(None)
         self._thread.join(10.0)
         if finished:
-            self._clear()
+            with suppress(RuntimeError):  # the agent is gone, and with it any restart
+                self._store.set(_PRINTED, "1")
 
     def _write(self) -> None:
         more = True
@@ -70,11 +90,9 @@ class Journal:
 
     def _read(self) -> dict[int, list[int]]:
         drawn: dict[int, list[int]] = {}
-        log = self._store.get(_LOG) if self._store.check([_LOG]) else b""
-        for prompt, token in _ENTRY.iter_unpack(log):
+        for prompt, token in _ENTRY.iter_unpack(self._get(_LOG) or b""):
             drawn.setdefault(prompt, []).append(token)
         return drawn
 
-    def _clear(self) -> None:
-        for key in (_OWNER, _LOG):
-            self._store.delete_key(key)
+    def _get(self, key: str) -> bytes | None:
+        return self._store.get(key) if self._store.check([key]) else None

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import LlamaPipeline
+from pipeline.cli.options import OutputOptions, ProgressOptions
+from pipeline.cli.output import Output
+from pipeline.cli.ranks import recovering
 from pipeline.distributed.journal import Journal
 from pipeline.distributed.world import World
 from tests.pipeline.distributed.launching import CALM, ROOT, environment, free_port, torchrun
 
-PROMPTS = ["import ", "def add(a, b):\n", "class "]
-OPTIONS = ["-n", "300", "--threads", "1", "--mode", "continuous", "--temperature", "0.8", "--json"]
+PROMPTS = ["import ", "def add(a, b):", "class "]
+PIPED = "".join(f"{prompt}\n" for prompt in PROMPTS)
+OPTIONS = ["-n", "300", "--threads", "1", "--mode", "continuous", "--temperature", "0.8"]
 
 
 def test_a_killed_rank_changes_no_text() -> None:
-    command = torchrun("pipeline", "generate", *OPTIONS, *PROMPTS, size=2, restarts=1)
-    env = environment() | {"LAMELLA_HEARTBEAT_TIMEOUT": CALM}
+    command = torchrun("pipeline", "generate", *OPTIONS, size=2, restarts=1)
     with subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment() | {"LAMELLA_HEARTBEAT_TIMEOUT": CALM},
+        stdin=subprocess.PIPE,  # which gives the prompts only once
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as agent:
         try:
+            assert agent.stdin is not None
+            agent.stdin.write(PIPED)
+            agent.stdin.flush()
+            agent.stdin.close()
+            agent.stdin = None
             assert agent.stderr is not None
             told = until(agent.stderr.readline, lambda line: line.startswith("stage0:"))
             time.sleep(0.4)  # some tokens
@@ -39,9 +54,11 @@ def test_a_killed_rank_changes_no_text() -> None:
     assert agent.returncode == 0, told + rest
     assert "error: rank 1 (host " in rest
     assert "tokens of 3 prompts after a restart" in rest
-    alone = [sys.executable, "-m", "pipeline", "generate", "-s", "2", *OPTIONS, *PROMPTS]
-    whole = subprocess.run(alone, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert json.loads(out)["completions"] == json.loads(whole.stdout)["completions"]
+    alone = [sys.executable, "-m", "pipeline", "generate", "-s", "2", *OPTIONS]
+    whole = subprocess.run(
+        alone, cwd=ROOT, env=environment(), input=PIPED, capture_output=True, text=True, check=True
+    )
+    assert out == whole.stdout, "each text once"
 
 
 def test_ctrl_c_ends_all_ranks_in_good_order() -> None:
@@ -106,11 +123,42 @@ def test_a_journal_is_of_one_run() -> None:
     assert other.foreign
     assert not other.drawn
     other.note(0, 1)
+    assert not other.printed
     other.close(finished=True)
     last = Journal(world, "run b")
     assert not last.foreign
-    assert not last.drawn
+    assert last.printed
     last.close(finished=True)
+
+
+def test_prompts_are_read_once_and_texts_printed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    store = World(0, 2, 0, 2, "127.0.0.1", port).open_store()  # as torchrun's agent does
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_MAX_RESTARTS": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    to = Output(OutputOptions(json=False), ProgressOptions(quiet=True))
+
+    def start(prompts: list[str], tokens: list[int], *, fails: bool) -> tuple[bool, list[str], Any]:
+        """What one start finds; it draws some tokens for its first prompt."""
+        with suppress(ValueError), recovering(("options",), to) as recovery:
+            found = (recovery.printed, recovery.prompts(lambda: prompts), dict(recovery.drawn))
+            for token in tokens:
+                recovery.note(0, token)
+            if fails:
+                raise ValueError
+        return found
+
+    assert start(["a", "é"], [5, 6], fails=True) == (False, ["a", "é"], {})
+    assert start([], [5, 6, 7], fails=False) == (False, ["a", "é"], {0: [5, 6]})
+    assert start([], [], fails=False) == (True, ["a", "é"], {0: [5, 6, 7]})
+    del store
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 19, 20])
