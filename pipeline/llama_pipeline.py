@@ -279,9 +279,8 @@ class LlamaPipeline:
         ids = as_tokens(tokens, self.config.vocab_size, "the sequence to score")
         seq_id = self._own_id("score")
         try:
-            return self._engine.prefill(seq_id, ids, Answer.LOGITS, all_rows=True)
+            return self._engine.prefill(seq_id, ids, Answer.LOGITS, all_rows=True, keep=False)
         finally:
-            self._engine.abandon([seq_id])
             self._engine.tidy()
 
     def decode(self, seq_id: str, token: int, pos: int) -> torch.Tensor:
@@ -362,7 +361,7 @@ class LlamaPipeline:
 
     def explain(self) -> Explanation | None:
         """Why mode "auto" runs steps as it does; None in other modes, and before any step."""
-        return None if self._steering.auto is None else self._steering.auto.explain()
+        return self._steering.explain()
 
     def timeline(self, last_s: float | None = None) -> Timeline:
         """What every stage did when, over the last so many seconds of work, or all that is kept.
@@ -408,7 +407,8 @@ class LlamaPipeline:
 
         Raises:
             InvalidInputError: names what is wrong with an argument.
-            CapacityError: a prompt and its new tokens can never fit; raised before any work.
+            CapacityError: a prompt and its new tokens can never fit, raised before any work; or do
+                not fit beside what is held by then, which `on_error="report"` tells as its error.
         """
         return run_to_end(
             self.stream(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kernels.errors import LamellaError
 from pipeline.auto import AutoMode
 from pipeline.candidates import BATCH, Arrangement, Candidate
+from pipeline.explanation import Explanation
 from pipeline.job import Call
 from pipeline.modes import LlamaPipelineMode
 from pipeline.schedule import Plan, plan_decode
 from pipeline.sequences import Running
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,17 @@ class _Record:
     measured_s: float | None = None
 
 
+def _alone(method: Callable[Concatenate[Steering, P], T]) -> Callable[Concatenate[Steering, P], T]:
+    """One thread at a time: several may generate with one pipeline."""
+
+    @wraps(method)
+    def locked(self: Steering, /, *args: P.args, **options: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **options)
+
+    return locked
+
+
 class Steering:
     """Belongs to a pipeline, for all its runs; the driver's thread asks and tells it.
 
@@ -78,6 +95,7 @@ class Steering:
         self.mode = mode
         self.auto = auto
         self.current = BATCH
+        self._lock = threading.RLock()
         self._stage_count = stage_count
         self._groups = groups or stage_count
         self._arrange = arrange
@@ -93,6 +111,7 @@ class Steering:
 
     # Runs
 
+    @_alone
     def begin(self, run: object) -> None:
         """A run sends steps from now on. Again is fine."""
         if not self._runs and self.auto is not None:
@@ -105,6 +124,7 @@ class Steering:
         """A run sends no more steps; safe wherever a finaliser may run."""
         self._runs.discard(id(run))
 
+    @_alone
     def end(self, run: object) -> None:
         """The same; after the last run calls find the stages take turns, as they expect."""
         self.forget(run)
@@ -122,6 +142,7 @@ class Steering:
 
     # What to send
 
+    @_alone
     def way(self, running: Sequence[Running]) -> Candidate:
         """How to run the next steps of these sequences."""
         way = self._chosen(running)
@@ -146,6 +167,7 @@ class Steering:
         self._predicted_s = choice.predicted_cycle_s
         return choice.candidate
 
+    @_alone
     def step(self, rows: int) -> Step:
         """How to send a step of one group of `rows` sequences, which goes off now."""
         returned_ns, self._returned_ns = self._returned_ns, None
@@ -162,6 +184,7 @@ class Steering:
 
     # What came back
 
+    @_alone
     def disturbed(self, call: Call) -> None:
         """A prefill landed: the cycle that it fell into says nothing of decode steps alone."""
         self._landings.clear()
@@ -170,6 +193,7 @@ class Steering:
             if trace.busy:
                 self._free_ns[stage] = max(end for _, end in trace.busy)
 
+    @_alone
     def back(
         self, step: Step, call: Call, running: Sequence[Running], at_ns: int, asked_ns: int
     ) -> Landing:
@@ -181,6 +205,7 @@ class Steering:
         self._returned_ns = None if ended_ns is None else max(ended_ns, asked_ns)
         return Landing(step, call, len(running), mean_cached(running), at_ns)
 
+    @_alone
     def landed(self, landing: Landing) -> None:
         """Take note of what a step took, once the next ones are sent."""
         way = landing.step.way
@@ -240,6 +265,12 @@ class Steering:
 
     # What to show
 
+    @_alone
+    def explain(self) -> Explanation | None:
+        """Why mode "auto" runs steps as it does; None in other modes, and before any step."""
+        return None if self.auto is None else self.auto.explain()
+
+    @_alone
     def json(self) -> dict[str, Any]:
         """The way of the last step and the one that made most tokens, with predicted and measured
         times of one cycle; and the steps and tokens of every way since the pipeline began.

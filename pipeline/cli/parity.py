@@ -75,7 +75,7 @@ def parity(
     from pipeline.cli.prompts import collect_prompts
     from pipeline.cli.ranks import ran_a_stage, world_here
     from pipeline.cli.request import ALONE, Request
-    from pipeline.parity import compare, microbatch_size
+    from pipeline.parity import compare, compared_threads, microbatch_size
 
     to = Output(output, progress)
     one_stage = split.splits is None and split.stages is None and "," not in (split.devices or "")
@@ -92,7 +92,7 @@ def parity(
             request,
             split=SplitOptions(devices=first_device(split)),
             mode=RunModeOptions("batch"),
-            compute=replace(compute, threads=parts.threads[0], bridge=ALONE),
+            compute=replace(compute, threads=compared_threads(parts), bridge=ALONE),
         )
         with open_pipeline(alone, to) as whole:
             report = compare(parts, whole, texts, steps=steps)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -92,3 +94,26 @@ def test_a_running_sequence_takes_turns_with_several_long_prompts(mode: str) -> 
     assert first <= 5  # it did not wait for them to come in
     assert len(between) > 20
     assert max(chunks) <= 2
+
+
+@pytest.mark.parametrize("mode", ["continuous", "auto"])
+def test_several_threads_may_generate_at_once(mode: str) -> None:
+    pipeline, _ = pipeline_of(mode)
+    prompts = [[[n, k] for k in range(6)] for n in range(4)]
+    expected = []
+    with pipeline:
+        expected = [pipeline.generate(p, max_new_tokens=6, stop_token_ids=()) for p in prompts]
+        switch = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            with ThreadPoolExecutor(4) as threads:
+                for _ in range(8):
+                    runs = [
+                        threads.submit(pipeline.generate, p, max_new_tokens=6, stop_token_ids=())
+                        for p in prompts
+                    ]
+                    for run, alone in zip(runs, expected, strict=True):
+                        assert run.result().completions == alone.completions
+        finally:
+            sys.setswitchinterval(switch)
+        assert footprint(pipeline) == [({}, 256)] * 2

@@ -33,6 +33,7 @@ PROMPTS = [[(5 * n + place) % 50 for place in range(1 + n % 11)] for n in range(
 def in_mode(mode: str, groups: int | None = None) -> tuple[LlamaPipeline, list[FakeStage]]:
     stages = fake_stages([1, 1, 1])
     placement = Placement.even(3, 3, mode=mode)
+    groups = groups if mode == "continuous" else None
     return LlamaPipeline(stages, placement, threads=1, groups=groups), stages
 
 
