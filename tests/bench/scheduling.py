@@ -125,7 +125,7 @@ def main() -> None:
     """Parse, run, record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", nargs="+", type=int, default=[2, 4, 8])
-    parser.add_argument("--seconds", type=float, default=0.02, help="a stage's time for a job")
+    parser.add_argument("--seconds", type=float, default=0.05, help="a stage's time for a job")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     report: dict[str, Any] = {
