@@ -68,7 +68,7 @@ def cycle(
     rows: int,
     groups: int | None = None,
     hop: float = 0.0,
-    steps: int = 60,
+    steps: int = 30,
 ) -> float:
     """Seconds of a step of all `rows` sequences."""
     placement = Placement.even(len(times), len(times), mode=mode)
