@@ -142,7 +142,7 @@ def test_a_rank_that_cannot_go_on_says_why() -> None:
 
 
 UNHEARD = """
-import os, time
+import os, sys, time
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.serving import _end_the_process
@@ -151,9 +151,11 @@ read, write = os.pipe()
 os.close(read)
 os.dup2(write, 1)
 os.dup2(write, 2)
-print("waits in the buffer", end="")
+sys.stdout = os.fdopen(1, "w", closefd=False)
+print("waits in the buffer")
 Heartbeat(Mesh(0, 1, ["a", "b"], {1: socket_pair()[0]}), 0.3, _end_the_process).all_ready()
-time.sleep(30)
+time.sleep(15)
+os._exit(7)
 """
 
 
