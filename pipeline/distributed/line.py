@@ -123,8 +123,8 @@ class DistributedLine:
         try:
             messages = self._writer.write(Order(job.number, call, job.task))
         except Exception as error:  # nobody knows of the job yet
-            self._under_way.pop(job.number, None)
-            self._fail(job, 0, error)
+            if self._under_way.pop(job.number, None) is not None:
+                self._fail(job, 0, error)
             return
         self._answers.expect(answer_room(job, self._vocab_size))
         self._tell(messages)

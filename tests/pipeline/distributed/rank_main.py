@@ -15,8 +15,10 @@ from kernels.errors import LamellaError
 from model.sampling import SamplingParams
 from model.stage import LlamaStage
 from pipeline import LlamaPipeline, RankLostError, StageError
+from pipeline.chores import Prepare, Reset
 from pipeline.distributed import serve
 from pipeline.distributed.answers import AnswerSender
+from pipeline.job import Call
 
 RANK = int(os.environ["RANK"])
 
@@ -65,6 +67,21 @@ def faults(pipe: LlamaPipeline, case: dict[str, Any]) -> Any:
     told.append(pipe.cache_len("a"))
     result = pipe.generate(case["prompts"], max_new_tokens=8, on_error="report")
     told.append([[done.tokens, done.finish_reason] for done in result.completions])
+    return told
+
+
+def closed(pipe: LlamaPipeline, case: dict[str, Any]) -> Any:
+    """Numbers that fit into no order, and a job that comes after the end."""
+    pipe.prefill("a", [1, 2])
+    pipe.truncate_kv("a", 1 << 70)
+    line = pipe._engine.line
+    told = []
+    for task in (Prepare("b", 1 << 70), Reset()):
+        call = Call(2)
+        line.submit(call.job(1 << 20, task))
+        call.wait()
+        told.append(str(call.failure))
+        pipe.close()
     return told
 
 

@@ -42,13 +42,16 @@ def test_two_processes_compute_what_one_does() -> None:
             "load": {"threads": 1, "mode": "continuous", "groups": 2},
             "fault": {"rank": 1, "operation": "decode_hidden", "calls": [0, 3]},
         },
+        {"do": "closed", "load": {"threads": 1, "mode": "batch"}},
     ]
     with Ranks(cases) as ranks:
-        *generated, by_hand, faulty = ranks.results()
+        *generated, by_hand, faulty, refused = ranks.results()
     for one, got in zip(cases, generated, strict=False):
         assert got == expected(one, 2)
     check_calls(by_hand)
     check_faults(faulty)
+    assert "Prepare cannot be put into 64-bit words" in refused[0]
+    assert "the pipeline is closed" in refused[1]
 
 
 def check_calls(told: dict[str, Any]) -> None:
