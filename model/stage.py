@@ -262,9 +262,7 @@ class LlamaStage:
             return self._run(ids, batch)
 
     @torch.inference_mode()
-    def append_hidden(
-        self, parts: Sequence[tuple[str, int]], hidden: torch.Tensor
-    ) -> torch.Tensor:
+    def append_hidden(self, parts: Sequence[tuple[str, int]], hidden: torch.Tensor) -> torch.Tensor:
         """As `append_tokens` for a later stage: (sequence, number of tokens) and their `hidden`.
 
         `hidden` [T, H] float32 is the earlier stage's; the new residual stream has its shape.

@@ -131,6 +131,22 @@ def scheduling_figures() -> str:
     return f"{table(head, rows)}\n\n{text}\n\n{provenance(report)}"
 
 
+def distributed_figures() -> str:
+    """Stages in processes against stages in threads."""
+    report = load("distributed")
+    rows = [
+        [
+            f"{report['model']}, batch {row['batch']}",
+            f"{row['tokens_per_s']['threads']:.0f}",
+            f"{row['tokens_per_s']['processes']:.0f}",
+            f"**{row['ratio']:.2f}x**",
+        ]
+        for row in report["rows"]
+    ]
+    head = ["", "threads, tokens/s", "processes, tokens/s", "ratio"]
+    return f"{table(head, rows)}\n\n{provenance(report)}"
+
+
 def load_figures() -> str:
     """Peak memory of loading a stage."""
     report = load("load_memory")
@@ -164,6 +180,7 @@ FIGURES = {
     "overlap": overlap_figures,
     "modes": modes_figures,
     "scheduling": scheduling_figures,
+    "distributed": distributed_figures,
     "load": load_figures,
 }
 
