@@ -42,7 +42,7 @@ class PipelineEngine:
         config: of the whole model.
         mode: of the pipeline.
         line: the stages.
-        ledger: of their caches, which are empty.
+        ledger: of their caches.
         bridge: kind of the links, for profile lines.
         profile: told of every batch call.
         recorder: that the stages write to.
@@ -224,7 +224,7 @@ class PipelineEngine:
             self._forget(list(self._aloft))
 
     def _forget(self, calls: Sequence[int]) -> None:
-        """Drop calls that are through and that nobody will land, or that somebody still may."""
+        """Drop calls that are through, whether somebody lands them yet or not."""
         for key in calls:
             if (call := self._aloft.pop(key, None)) is not None:
                 self._note_kept(call)

@@ -113,10 +113,11 @@ class Job:
     def leave(self) -> None:
         """Called once by every stage when it is through with the job."""
         with self._lock:
+            done = self._left == 1
+            if done:
+                self.ended_ns = time.perf_counter_ns()  # before anyone can see that it is over
             self._left -= 1
-            done = self._left == 0
         if done:
-            self.ended_ns = time.perf_counter_ns()
             self._ended.put(None)
 
     @property

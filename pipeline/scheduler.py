@@ -104,6 +104,7 @@ class Scheduler:
         self._prefilled_last = False
         self._trouble: Exception | None = None
         self._fed = False  # since the last landing
+        self._refused: list[GenerationEvent] = []  # not yet given out
         self.held: list[str] = []  # ids of sequences that take room
         self.completions: list[Completion] = []
         self.prefill_rate, self.decode_rate = Rate(), Rate()
@@ -112,7 +113,7 @@ class Scheduler:
     @property
     def done(self) -> bool:
         """Whether every prompt has come to its end."""
-        return not (self._waiting or self._flights or self._trouble or self.held)
+        return not (self._waiting or self._flights or self._trouble or self._refused or self.held)
 
     def step(self) -> list[GenerationEvent]:
         """Keep the stages busy and wait for what lands next; the tokens that it brings."""
@@ -125,9 +126,10 @@ class Scheduler:
         self._fed = False
         events = self._land(self._flights.popleft()) if self._flights else []
         self._feed_ahead()
-        if self._trouble is not None and not events:
+        refused, self._refused = self._refused, []
+        if self._trouble is not None and not (events or refused):
             raise self._trouble
-        return events
+        return events + refused
 
     def stop(self) -> list[str]:
         """Let nothing that is under way begin any more; the ids that are to be released.
@@ -214,15 +216,25 @@ class Scheduler:
             except CapacityError as error:
                 self.held.remove(seq_id)
                 if not self.held:
-                    raise CapacityError(
-                        f"prompt {prompt.index} does not fit beside the sequences that the "
-                        f"pipeline holds already: {error}"
-                    ) from error
+                    self._refuse(prompt, error)
+                    continue
                 self._full = True
                 return
             self._waiting.popleft()
             drawn = deque(self._drawn.get(prompt.index, ()))
             self._entering.append(Running(seq_id, prompt, self._watch(), drawn))
+
+    def _refuse(self, prompt: Prompt, error: CapacityError) -> None:
+        """Say that the next prompt does not fit though nothing of this run takes room."""
+        message = (
+            f"prompt {prompt.index} does not fit beside the sequences that the pipeline holds "
+            f"already: {error}"
+        )
+        if not self._report:
+            raise CapacityError(message) from error
+        self._waiting.popleft()
+        self.completions.append(Completion(prompt.given, "", [], "error", prompt.index, message))
+        self._refused.append(GenerationEvent(prompt.index, None, "", "error"))
 
     def _launch_prefill(self) -> bool:
         """Send the next chunk of a long prompt, or several short prompts; False if none is left."""

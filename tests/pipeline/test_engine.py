@@ -117,3 +117,22 @@ def test_several_threads_may_generate_at_once(mode: str) -> None:
         finally:
             sys.setswitchinterval(switch)
         assert footprint(pipeline) == [({}, 256)] * 2
+
+
+@pytest.mark.parametrize("mode", ["batch", "continuous"])
+def test_a_prompt_that_finds_no_room_is_reported_and_the_others_go_on(mode: str) -> None:
+    pipeline, _ = pipeline_of(mode, num_blocks=4)  # of 4 positions
+    with pipeline:
+        pipeline.prefill("mine", [1] * 5)
+        before = footprint(pipeline)
+        prompts = [[1], [1] * 9, [2], [3] * 9]
+        options = {"max_new_tokens": 4, "stop_token_ids": ()}
+        with pipeline.stream(prompts, on_error="report", **options) as stream:
+            errors = [event.index for event in stream if event.finish_reason == "error"]
+            completions = stream.result().completions
+        assert errors == [1, 3]
+        reasons = ["length", "error", "length", "error"]
+        assert [done.finish_reason for done in completions] == reasons
+        assert "prompt 1 does not fit beside the sequences" in str(completions[1].error)
+        assert footprint(pipeline) == before
+        assert completions[0] == pipeline.generate([[1]], **options).completions[0]
